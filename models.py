@@ -1,0 +1,209 @@
+"""The networks by name; how they are built, saved and loaded.
+
+Every network takes uint8 images [N, 3, 32, 32] and owns its normalisation, so that a checkpoint alone is enough to
+predict. `model(images)` gives softmax probabilities; `model.logits(images)` gives what stands before the softmax,
+and that is what `torch.nn.functional.cross_entropy` wants, because it applies (log-)softmax itself.
+"""
+
+import hashlib
+import io
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+FORMAT_VERSION = 1
+
+# What a checkpoint holds, and of which type. last.pt has the second group too: what resuming needs on top.
+CHECKPOINT_FIELDS = {
+    "format_version": int,
+    "model": str,
+    "dataset": str,
+    "classes": list,
+    "epoch": int,
+    "settings": dict,
+    "split_seed": int,
+    "environment": dict,
+    "seconds": float,
+    "weights": dict,
+}
+RESUME_FIELDS = {"optimizer": dict, "history": list}
+
+
+class CheckpointError(Exception):
+    """A file that can't be used as a checkpoint; the message says why in one line."""
+
+
+class Network(nn.Module):
+    """Base of all networks: per-channel normalisation, then `self.layers`, then softmax.
+
+    `mean` and `std` are buffers, float32 [3, 1, 1] in pixel units (0 to 255), measured on the training split by
+    whoever builds the network for training, and overwritten by the saved ones when a checkpoint is loaded.
+    """
+
+    layers: nn.Sequential
+
+    def __init__(self, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
+
+    def logits(self, images):
+        """uint8 images [N, 3, 32, 32] -> unnormalised scores [N, 10], float32 (bfloat16 under autocast)."""
+        return self.layers((images - self.mean) / self.std)
+
+    def forward(self, images):
+        """uint8 images [N, 3, 32, 32] -> class probabilities, float32 [N, 10], rows summing to 1."""
+        return self.logits(images).float().softmax(dim=1)
+
+
+class Dense(Network):
+    """Two hidden fully connected layers; sees an image as 3,072 unrelated numbers."""
+
+    def __init__(self, *normalisation):
+        super().__init__(*normalisation)
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(3 * 32 * 32, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 10)
+        )
+
+
+def convolution_block(channels_in, channels_out):
+    """Convolution, 2x2 max pooling, ReLU: halves height and width.
+
+    ReLU is monotonic, so it commutes with max pooling; after the pooling it has a quarter of the work.
+    """
+    return nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1), nn.MaxPool2d(2), nn.ReLU()
+
+
+class CNN1(Network):
+    """One convolution block."""
+
+    def __init__(self, *normalisation):
+        super().__init__(*normalisation)
+        self.layers = nn.Sequential(*convolution_block(3, 32), nn.Flatten(), nn.Linear(32 * 16 * 16, 10))
+
+
+class CNN2(Network):
+    """Two convolution blocks and a hidden fully connected layer: the main network."""
+
+    def __init__(self, *normalisation):
+        super().__init__(*normalisation)
+        self.layers = nn.Sequential(
+            *convolution_block(3, 32),
+            *convolution_block(32, 64),
+            nn.Flatten(),
+            nn.Linear(64 * 8 * 8, 128),
+            nn.ReLU(),
+            nn.Linear(128, 10),
+        )
+
+
+class VGG(Network):
+    """VGG (Simonyan & Zisserman 2015, arXiv:1409.1556) adapted to 32x32: three blocks of two 3x3 convolutions.
+
+    Batch normalisation (Ioffe & Szegedy 2015) follows each convolution, whose bias it makes redundant; dropout
+    (Srivastava et al. 2014) precedes the last layer.
+    """
+
+    widths = (64, 64, "pool", 128, 128, "pool", 256, 256, "pool")
+
+    def __init__(self, *normalisation):
+        super().__init__(*normalisation)
+        layers, channels = [], 3
+        for width in self.widths:
+            if width == "pool":
+                layers.append(nn.MaxPool2d(2))
+            else:
+                layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+                channels = width
+        self.layers = nn.Sequential(
+            *layers, nn.Flatten(), nn.Linear(256 * 4 * 4, 256), nn.ReLU(), nn.Dropout(0.5), nn.Linear(256, 10)
+        )
+
+
+MODELS = {"dense": Dense, "cnn1": CNN1, "cnn2": CNN2, "vgg": VGG}
+
+
+def build(name, *normalisation):
+    """A new network, by name, with random weights from torch's global generator, in channels_last memory format."""
+    return MODELS[name](*normalisation).to(memory_format=torch.channels_last)
+
+
+def count_parameters(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def write_atomically(path, content):
+    """Write bytes so that `path` holds either its former content or all of the new one, whenever the program dies.
+
+    Raises OSError (full disk, no permission); the former content then stays, and no temporary file is left.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def save_checkpoint(path, checkpoint):
+    """Write a dict of plain tensors, numbers, strings, lists and dicts; see CHECKPOINT_FIELDS.
+
+    The file is torch.save's zip archive with the SHA-256 of all that precedes it as the archive's comment: torch.load
+    reads it as usual, though it checks no checksum of its own, and load_checkpoint notices any damage.
+    """
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    # A zip archive ends with the length of its comment, two bytes, here 0: make room for the 64 digits.
+    content = buffer.getvalue()[:-2] + (64).to_bytes(2, "little")
+    write_atomically(path, content + hashlib.sha256(content).hexdigest().encode())
+
+
+def load_checkpoint(path):
+    """The dict that save_checkpoint wrote, its tensors on the CPU; runs no code from the file.
+
+    Raises OSError where the file can't be read, CheckpointError where it is damaged, foreign or of another version.
+    """
+    path = Path(path)
+    content = path.read_bytes()
+    if hashlib.sha256(content[:-64]).hexdigest().encode() != content[-64:]:
+        raise CheckpointError(f"{path} is damaged, or is not a checkpoint of this project")
+    try:
+        checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler raises anything, also for objects that weights_only refuses
+        raise CheckpointError(f"{path} is not a checkpoint of this project") from error
+    if not isinstance(checkpoint, dict) or "format_version" not in checkpoint:
+        raise CheckpointError(f"{path} is not a checkpoint of this project")
+    version = checkpoint["format_version"]
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{path} has checkpoint format version {version}; this program reads {FORMAT_VERSION}")
+    fields = CHECKPOINT_FIELDS | (RESUME_FIELDS if RESUME_FIELDS.keys() & checkpoint.keys() else {})
+    if wrong := sorted(map(str, fields.keys() ^ checkpoint.keys())):
+        raise CheckpointError(f"{path} has missing or unknown entries: {', '.join(wrong)}")
+    if wrong := [name for name, kind in fields.items() if not isinstance(checkpoint[name], kind)]:
+        raise CheckpointError(f"{path} has entries of the wrong type: {', '.join(wrong)}")
+    if checkpoint["model"] not in MODELS:
+        raise CheckpointError(f"{path} holds an unknown model: {checkpoint['model']}")
+    return checkpoint
+
+
+def load_weights(model, weights, path):
+    """Copy saved weights into a network; raises CheckpointError where names or shapes differ."""
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, AttributeError) as error:
+        raise CheckpointError(f"{path} has weights that don't fit its model") from error
+
+
+def load_model(path):
+    """The network of a checkpoint, ready to predict, and the checkpoint itself: (Network in eval mode, dict)."""
+    checkpoint = load_checkpoint(path)
+    model = build(checkpoint["model"])
+    load_weights(model, checkpoint["weights"], path)
+    return model.eval(), checkpoint

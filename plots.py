@@ -1,0 +1,216 @@
+"""Every picture of the project, each drawn from files of a run folder, so that it can be redrawn without training.
+
+    python plots.py outs/exercise_04        redraw all pictures of all runs under a folder
+"""
+
+import argparse
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+# The files of a run folder.
+BEST = "best.pt"
+LAST = "last.pt"
+HISTORY = "history.csv"
+METRICS = "metrics.json"
+PREDICTIONS = "predictions_test.npz"
+LOSS_PLOT = "loss_plot.png"
+CONFUSION_MATRIX = "confusion_matrix_{}.png"
+METRIC_TABLE = "metrics_{}.png"
+# The files of the folder that holds the runs.
+EXAMPLES = "plot_dataset_example.npz"
+COMPARISON = "comparison.csv"
+
+SPLITS = ("train", "validation", "test")
+METRIC_COLUMNS = ("precision", "recall", "f1", "specificity")
+# Okabe & Ito's colours, told apart by the colour-blind; dashes and markers tell them apart in grey.
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+
+
+def pictures_of_a_run():
+    """The names of the pictures that draw_run draws."""
+    return [LOSS_PLOT, *(name.format(split) for split in SPLITS for name in (CONFUSION_MATRIX, METRIC_TABLE))]
+
+
+class PlotError(Exception):
+    """Nothing to draw from; the message says what is missing."""
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description="Redraw the pictures of all runs under a folder from its files.")
+    parser.add_argument("folder", type=Path, nargs="?", default="outs/exercise_04", help="(default: %(default)s)")
+    folder = parser.parse_args(argv).folder
+    runs = sorted(path.parent for path in folder.rglob(METRICS))
+    for run in runs:
+        draw_run(run)
+    out_dirs = sorted(path.parent for path in folder.rglob(EXAMPLES))
+    for out_dir in out_dirs:
+        draw_examples(out_dir)
+        if (out_dir / COMPARISON).exists():
+            draw_comparison(out_dir)
+    if not runs and not out_dirs:
+        sys.exit(f"plots.py: no results under {folder}")
+    print(f"Redrawn: {', '.join(map(str, [*runs, *out_dirs]))}")
+
+
+def draw_run(folder):
+    """Draw every picture of a run folder from its metrics.json and, where there is one, its history.csv."""
+    folder = Path(folder)
+    metrics = json.loads((folder / METRICS).read_text())
+    if (folder / HISTORY).exists():
+        draw_loss(folder, metrics["model"])
+    for split in SPLITS:
+        draw_confusion_matrix(folder, metrics, split)
+        draw_metric_table(folder, metrics, split)
+
+
+def save(figure, path):
+    # Without the version of matplotlib in it, the same picture is the same file.
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+
+
+def read_history(folder):
+    """history.csv as a dict from column to a float array [epochs]."""
+    with open(Path(folder) / HISTORY, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {column: np.array([float(row[column]) for row in rows]) for column in rows[0]}
+
+
+def draw_loss(folder, model):
+    """loss_plot.png: loss and accuracy by epoch, the kept epoch and the lowest validation loss marked."""
+    history = read_history(folder)
+    epochs = history["epoch"]
+    # The best epoch has the highest validation accuracy, and of equals the lowest validation loss.
+    best = np.lexsort((history["validation_loss"], -history["validation_accuracy"]))[0]
+    lowest = history["validation_loss"].argmin()
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy")):
+        axes.plot(epochs, history[f"train_{quantity}"], "--", color=BLUE, label="training")
+        validation = history[f"validation_{quantity}"]
+        axes.plot(epochs, validation, "-", color=ORANGE, label="validation")
+        axes.axvline(epochs[lowest], color="0.45", linestyle=":", linewidth=1)
+        axes.plot(epochs[lowest], validation[lowest], "v", color="black", label=f"lowest validation loss: epoch {epochs[lowest]:.0f}")
+        axes.plot(epochs[best], validation[best], "o", color="black", fillstyle="none", markersize=9, label=f"best validation accuracy, kept: epoch {epochs[best]:.0f}")
+        axes.set(xlabel="epoch", ylabel=quantity)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("cross-entropy loss")
+    figure.axes[1].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    figure.suptitle(f"{model}: training and validation by epoch")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small", frameon=False)
+    save(figure, folder / LOSS_PLOT)
+
+
+def draw_confusion_matrix(folder, metrics, split):
+    """confusion_matrix_<split>.png: counts, and under each its share of the row, which also gives the shade."""
+    counts = np.array(metrics[split]["confusion_matrix"])
+    classes = list(metrics[split]["per_class"])
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure = Figure(figsize=(7.5, 7), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(*counts.shape):
+        axes.text(
+            column,
+            row,
+            f"{counts[row, column]:,}\n{shares[row, column]:.1%}",
+            ha="center",
+            va="center",
+            fontsize=7.5,
+            color="white" if shares[row, column] > 0.5 else "black",
+        )
+    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    axes.set_title(f"{metrics['model']}, {split}: {metrics[split]['samples']:,} images, accuracy {metrics[split]['accuracy']:.2%}")
+    figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class", format=PercentFormatter(1, decimals=0))
+    save(figure, folder / CONFUSION_MATRIX.format(split))
+
+
+def metric_rows(metrics):
+    """The metric table of one split as rows of strings: a header, every class, the macro average."""
+    rows = [["class", "precision", "recall", "F1", "specificity", "images"]]
+    for label, values in [*metrics["per_class"].items(), ("macro average", metrics["macro"])]:
+        support = values.get("support", metrics["samples"])
+        rows.append([label, *(f"{values[column]:.2%}" for column in METRIC_COLUMNS), f"{support:,}"])
+    return rows
+
+
+def draw_metric_table(folder, metrics, split):
+    """metrics_<split>.png: the metric table as a picture, the overall figures under it."""
+    values = metrics[split]
+    header, *body = metric_rows(values)
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.axis("off")
+    table = axes.table(body, colLabels=header, loc="center", cellLoc="right", colWidths=[0.22, 0.15, 0.15, 0.15, 0.17, 0.14])
+    table.auto_set_font_size(False)
+    table.set_fontsize(10)
+    table.scale(1, 1.35)
+    for (row, column), cell in table.get_celld().items():
+        cell.visible_edges = "B" if row in (0, len(body) - 1) else ""
+        if row in (0, len(body)):
+            cell.get_text().set_fontweight("bold")
+        if column == 0:
+            cell.get_text().set_horizontalalignment("left")
+    low, high = values["accuracy_interval"]
+    axes.set_title(f"{metrics['model']}, epoch {metrics['best_epoch']}: {split} split", fontweight="bold")
+    figure.supxlabel(
+        f"accuracy {values['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), "
+        f"balanced accuracy {values['balanced_accuracy']:.2%}, loss {values['loss']:.4f}",
+        fontsize=9,
+    )
+    save(figure, folder / METRIC_TABLE.format(split))
+
+
+def draw_examples(out_dir):
+    """plot_dataset_example.png: a row of training images for every class."""
+    with np.load(Path(out_dir) / EXAMPLES) as saved:
+        images, classes = saved["images"], saved["classes"]
+    # Each image gets a white frame of two pixels, then rows and columns are joined into one large picture.
+    tiles = np.pad(images, [(0, 0), (0, 0), (0, 0), (2, 2), (2, 2)], constant_values=255)
+    side = tiles.shape[-1]
+    mosaic = tiles.transpose(0, 3, 1, 4, 2).reshape(tiles.shape[0] * side, tiles.shape[1] * side, 3)
+    figure = Figure(figsize=(7, 6.4), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(mosaic, interpolation="nearest")
+    axes.set_yticks(np.arange(len(classes)) * side + side / 2, classes)
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title(f"The {len(classes)} classes, {images.shape[1]} training images each")
+    save(figure, (Path(out_dir) / EXAMPLES).with_suffix(".png"))
+
+
+def draw_comparison(out_dir):
+    """comparison.png: the accuracy of each model on the three splits, the test accuracy with its interval."""
+    with open(Path(out_dir) / COMPARISON, newline="") as file:
+        rows = list(csv.DictReader(file))
+    column = {name: np.array([float(row[name]) for row in rows]) for name in rows[0] if name != "model"}
+    positions = np.arange(len(rows))
+    figure = Figure(figsize=(8, 1.6 + 0.7 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for split, marker, colour in (("train", "s", BLUE), ("validation", "^", GREEN)):
+        axes.plot(column[f"{split}_accuracy"], positions, marker, color=colour, fillstyle="none", label=f"{split} accuracy")
+    test = column["test_accuracy"]
+    margins = [test - column["interval_low"], column["interval_high"] - test]
+    axes.errorbar(test, positions, xerr=margins, fmt="o", color=ORANGE, capsize=3, label="test accuracy, 95 % interval")
+    for position, value in zip(positions, test):
+        axes.annotate(f"{value:.1%}", (value, position), (0, 8), textcoords="offset points", ha="center", fontsize=9)
+    names = [f"{row['model']}\n{int(row['parameters']):,} parameters" for row in rows]
+    axes.set_yticks(positions, names)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set(xlabel="accuracy at the best epoch by validation accuracy")
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=3, fontsize="small", frameon=False)
+    save(figure, (Path(out_dir) / COMPARISON).with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

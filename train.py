@@ -1,0 +1,394 @@
+"""Train one network and leave a finished run folder: checkpoints, history, metrics, tables and pictures.
+
+    python train.py --model cnn2                            the exercise: CIFAR-10, 80 epochs, AdamW, 1e-4, batch 32
+    python train.py --model cnn2 --dataset digits --epochs 10       a first try, offline, in seconds
+    python train.py --model cnn2 --resume                   go on where a stopped run was
+"""
+
+import argparse
+import contextlib
+import math
+import os
+import platform
+import shlex
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+import data
+import evaluate
+import models
+import plots
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock against a second run there
+    fcntl = None
+
+# The exercise's recipe; options of the same names change it, and a run folder's checkpoints remember it.
+RECIPE = {
+    "epochs": 80,
+    "learning_rate": 1e-4,
+    "batch_size": 32,
+    "weight_decay": 0.01,
+    "target_loss": None,
+    "augment": False,
+    "schedule": "constant",
+    "seed": 0,
+}
+WARM_UP = 0.05  # the share of all steps in which the cosine schedule rises
+CHECK_EVERY = 50  # steps between two looks at whether the loss is still finite: each makes a GPU wait
+
+
+class NotFinite(Exception):
+    """The loss is infinite or not a number; the message says where."""
+
+
+def main(argv=None):
+    arguments = parse_arguments(argv)
+    device = evaluate.choose_device(arguments.device)
+    out_dir = arguments.out_dir or evaluate.DEFAULT_OUT_DIR[arguments.dataset]
+    folder = out_dir / (arguments.run_name or arguments.model)
+    with claim_folder(folder):
+        saved = saved_run(folder, arguments)
+        given = {name: value for name in RECIPE if (value := getattr(arguments, name)) is not None}
+        settings = RECIPE | (saved["settings"] if saved else {}) | given
+        history = saved["history"] if saved else []
+        try:
+            if has_ended(history, settings):
+                print("All epochs are trained: writing the tables and pictures again.")
+            else:
+                train(arguments, folder, settings, saved, history, device)
+            evaluate.evaluate_checkpoint(folder / plots.BEST, arguments.data_dir, device)
+        except NotFinite as error:
+            evaluate.print_error(f"{error}; the checkpoints before it are kept. Try a lower --learning-rate")
+            return 1
+        except KeyboardInterrupt:
+            resumable = history and (folder / plots.LAST).exists()
+            print(f"\nStopped. {resume_command() if resumable else 'No epoch was finished, nothing is to be resumed.'}")
+            raise
+    return 0
+
+
+def parse_arguments(argv):
+    def setting(group, name, help, **how):
+        """An option of the recipe. None unless given, so that a resumed run can tell."""
+        default = "off" if RECIPE[name] in (None, False) else RECIPE[name]
+        group.add_argument(f"--{name.replace('_', '-')}", default=None, help=f"{help} (default: {default})", **how)
+
+    parser = evaluate.Parser(description="Train a network and evaluate its best epoch.", allow_abbrev=False)
+    what = parser.add_argument_group("what to train")
+    what.add_argument("--model", required=True, choices=models.MODELS, help="the network")
+    what.add_argument("--dataset", choices=data.CLASSES, default="cifar10", help="digits needs no download (default: %(default)s)")
+
+    recipe = parser.add_argument_group("recipe", "the defaults are the exercise's")
+    setting(recipe, "epochs", "passes over the training split", type=number(int, 1, 10**6))
+    setting(recipe, "learning_rate", "AdamW's step size", type=number(float, 1e-12, 1e12))
+    setting(recipe, "batch_size", "images per step", type=number(int, 1, 10**6))
+    setting(recipe, "weight_decay", "AdamW's decoupled weight decay", type=number(float, 0, 1e12))
+    setting(recipe, "target_loss", "stop once the validation loss is as low", type=number(float, 0, 1e12))
+    setting(recipe, "augment", "flip and shift training images at random", action="store_true")
+    setting(recipe, "schedule", "of the learning rate; cosine: a short warm-up, then down to 0", choices=["constant", "cosine"])
+    setting(recipe, "seed", "of weights, batch order, dropout and augmentation", type=number(int, 0, 2**63 - 1))
+
+    run = parser.add_argument_group("run folder")
+    run.add_argument("--out-dir", type=Path, help="(default: outs/exercise_04, for digits outs/digits)")
+    run.add_argument("--run-name", type=plain_name, help="folder inside it (default: the model's name)")
+    again = run.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on with the run in the folder, with its settings")
+    again.add_argument("--overwrite", action="store_true", help="replace an unfinished run in the folder")
+
+    machine = parser.add_argument_group("data and machine")
+    evaluate.add_common_arguments(machine)
+    machine.add_argument(
+        "--precision",
+        choices=["auto", "fp32", "bf16"],
+        default="auto",
+        help="of the training step; auto: bf16 autocast where the hardware computes in it, else fp32 (default: %(default)s)",
+    )
+    machine.add_argument("--compile", action="store_true", help="use torch.compile; slower on a CPU (default: off)")
+    return parser.parse_args(argv)
+
+
+def number(kind, low, high):
+    """A type for argparse: an int or float within bounds; nan is in none."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            noun = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {noun} from {low} to {high:.0g}")
+        return value
+
+    return parse
+
+
+def plain_name(text):
+    if text != Path(text).name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a plain folder name; --out-dir says where it goes")
+    return text
+
+
+def choose_precision(name, device):
+    """"bf16" or "fp32"; auto takes bf16 only where it is native, since emulated it is many times slower."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    else:
+        native = False
+    return "bf16" if native else "fp32"
+
+
+@contextlib.contextmanager
+def claim_folder(folder):
+    """Make the run folder and hold it against a second run; raises OSError or UsageError before any work is done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass  # so it can be written to
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system ends it with the process, however that ends
+        yield
+    except BlockingIOError:
+        raise evaluate.UsageError(f"another run is writing to {folder}: choose another --run-name") from None
+    finally:
+        os.close(handle)
+
+
+def saved_run(folder, arguments):
+    """The checkpoint to go on from, None for a new run; raises UsageError or CheckpointError where neither can be."""
+    last = folder / plots.LAST
+    if not arguments.resume:
+        if last.exists() and not arguments.overwrite and not is_finished(folder):
+            raise evaluate.UsageError(f"{folder} holds an unfinished run: use --resume, or --overwrite to replace it")
+        return None
+    if not last.exists():
+        raise evaluate.UsageError(f"nothing to resume: there is no {last}")
+    saved = models.load_checkpoint(last)
+    models.load_checkpoint(folder / plots.BEST)  # without it, the run could not be evaluated at its end
+    if not models.RESUME_FIELDS.keys() <= saved.keys():
+        raise models.CheckpointError(f"{last} can't be resumed from: it holds no optimiser state")
+    for name in ("model", "dataset"):
+        if saved[name] != getattr(arguments, name):
+            raise evaluate.UsageError(f"{last} is of --{name} {saved[name]}, not {getattr(arguments, name)}")
+    # What decides when the run ends may change, unless the learning rate depends on it; what an epoch does may not.
+    may_change = {"target_loss"} if saved["settings"]["schedule"] == "cosine" else {"target_loss", "epochs"}
+    for name in RECIPE:
+        before, now = saved["settings"][name], getattr(arguments, name)
+        if now not in (None, before) and name not in may_change:
+            raise evaluate.UsageError(f"{last} is of a run with {name} {before}, not {now}: leave that option out")
+    return saved
+
+
+def is_finished(folder):
+    """Whether the run that wrote last.pt came to its end, metrics included."""
+    try:
+        saved = models.load_checkpoint(folder / plots.LAST)
+    except models.CheckpointError:
+        return False
+    return has_ended(saved.get("history"), saved["settings"]) and (folder / plots.METRICS).exists()
+
+
+def has_ended(history, settings):
+    if not history:
+        return False
+    target = settings["target_loss"]
+    reached = target is not None and history[-1]["validation_loss"] <= target
+    return reached or history[-1]["epoch"] >= settings["epochs"]
+
+
+def resume_command():
+    options = [option for option in sys.argv[1:] if option not in ("--resume", "--overwrite")]
+    return "Go on with:\n  " + shlex.join(["python", sys.argv[0], *options, "--resume"])
+
+
+def train(arguments, folder, settings, saved, history, device):
+    """Train all epochs that `history` lacks; after each, its row is added and the run folder is up to date.
+
+    `saved` is the checkpoint to go on from, or None. Raises NotFinite.
+    """
+    precision = choose_precision(arguments.precision, device)
+    make_deterministic(device)
+
+    splits = data.load_splits(arguments.dataset, arguments.data_dir, ("train", "validation"))
+    normalisation = data.channel_statistics(splits["train"].images)
+    splits = {name: split.to(device) for name, split in splits.items()}
+
+    torch.manual_seed(settings["seed"])
+    model = models.build(arguments.model, *normalisation).to(device)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings["learning_rate"], weight_decay=settings["weight_decay"], fused=True
+    )
+    if saved:
+        models.load_weights(model, saved["weights"], folder / plots.LAST)
+        optimizer.load_state_dict(saved["optimizer"])
+    forward = torch.compile(model.logits) if arguments.compile else model.logits
+
+    environment = {
+        "torch_version": str(torch.__version__),
+        "device": describe(device),
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+    }
+    print(
+        f"{arguments.model} on {arguments.dataset}: {models.count_parameters(model):,} parameters, "
+        f"{len(splits['train'].labels):,} training and {len(splits['validation'].labels):,} validation images, "
+        f"{environment['device']}, {precision}, {environment['threads']} threads",
+        flush=True,
+    )
+
+    while not has_ended(history, settings):
+        epoch = len(history) + 1
+        start = time.perf_counter()
+        train_loss, train_accuracy = train_epoch(
+            model, forward, optimizer, splits["train"], settings, epoch, torch.autocast(
+                device.type, dtype=torch.bfloat16, enabled=precision == "bf16"
+            )
+        )
+        training_seconds = time.perf_counter() - start
+        validation_loss, validation_accuracy = evaluate.mean_loss_and_accuracy(*evaluate.infer(model, splits["validation"]))
+        if not math.isfinite(validation_loss):
+            raise NotFinite(f"the validation loss is {validation_loss} after epoch {epoch}")
+        row = {
+            "epoch": epoch,
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "validation_loss": validation_loss,
+            "validation_accuracy": validation_accuracy,
+            "learning_rate": optimizer.param_groups[0]["lr"],
+            "seconds": round(time.perf_counter() - start, 3),
+        }
+        history.append(row)
+        checkpoint = {
+            "format_version": models.FORMAT_VERSION,
+            "model": arguments.model,
+            "dataset": arguments.dataset,
+            "classes": data.CLASSES[arguments.dataset],
+            "epoch": epoch,
+            "settings": settings,
+            "split_seed": data.SPLIT_SEED,
+            "environment": environment,
+            "seconds": float(sum(row["seconds"] for row in history)),
+            "weights": model.state_dict(),
+        }
+        save_epoch(folder, checkpoint, optimizer, history)
+        report(row, settings["epochs"], len(splits["train"].labels) / training_seconds, is_best=best_epoch(history) == epoch)
+
+
+def train_epoch(model, forward, optimizer, split, settings, epoch, autocast):
+    """One pass over the training split; its mean loss and accuracy, over the samples, while the weights moved.
+
+    `forward` gives the logits (`model.logits`, or compiled). Loss and hits are summed on the device: the host waits for
+    them only every CHECK_EVERY steps, when a loss that is no longer finite raises NotFinite, and at the end.
+    """
+    model.train()
+    torch.manual_seed(data.derived_seed(settings["seed"], epoch, 2))  # dropout's masks: of this epoch alone
+    batch_size = settings["batch_size"]
+    steps = math.ceil(len(split.labels) / batch_size)
+    losses = torch.zeros(steps, device=split.labels.device)
+    correct = torch.zeros((), dtype=torch.int64, device=split.labels.device)
+    batches = data.batches(split, batch_size, settings["seed"], epoch, settings["augment"])
+    for step, (images, labels) in enumerate(tqdm(batches, f"epoch {epoch}", steps, leave=False, disable=None)):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at((epoch - 1) * steps + step, settings["epochs"] * steps, settings)
+        loss, logits = train_step(forward, optimizer, images, labels, autocast)
+        losses[step] = loss * len(labels)
+        correct += (logits.argmax(dim=1) == labels).sum()
+        if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
+            check_finite(losses[: step + 1], epoch)
+    return losses.double().sum().item() / len(split.labels), correct.item() / len(split.labels)
+
+
+def train_step(forward, optimizer, images, labels, autocast):
+    """Forward, backward, AdamW on one batch; the mean loss and the logits, both on the device."""
+    with autocast:
+        logits = forward(images)
+    loss = cross_entropy(logits.float(), labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach(), logits.detach()
+
+
+def check_finite(losses, epoch):
+    bad = (~torch.isfinite(losses)).nonzero()
+    if len(bad):
+        raise NotFinite(f"the training loss is {losses[bad[0]].item()} at epoch {epoch}, step {bad[0].item() + 1}")
+
+
+def learning_rate_at(step, total_steps, settings):
+    """The learning rate of a step, counted from 0 over all epochs: no state that a resume could lose."""
+    if settings["schedule"] == "constant":
+        return settings["learning_rate"]
+    warm_up = math.ceil(WARM_UP * total_steps)
+    if step < warm_up:
+        return settings["learning_rate"] * (step + 1) / warm_up
+    return settings["learning_rate"] * (1 + math.cos(math.pi * (step - warm_up) / (total_steps - warm_up))) / 2
+
+
+def best_epoch(history):
+    """The epoch of the highest validation accuracy, of equal ones that of the lowest validation loss."""
+    return max(history, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))["epoch"]
+
+
+def save_epoch(folder, checkpoint, optimizer, history):
+    """Bring a run folder up to date, in an order that leaves it resumable whenever the program dies."""
+    if len(history) == 1:
+        remove_former_run(folder)
+    # best.pt first: were it missing for a moment that last.pt knows of, a resume could not bring it back.
+    if best_epoch(history) == checkpoint["epoch"]:
+        models.save_checkpoint(folder / plots.BEST, checkpoint)
+    models.save_checkpoint(
+        folder / plots.LAST, checkpoint | {"optimizer": optimizer.state_dict(), "history": history}
+    )
+    models.write_atomically(folder / plots.HISTORY, evaluate.csv_bytes(history))
+
+
+def remove_former_run(folder):
+    """Remove the results of the run that this one replaces, metrics.json last: until then it counts as finished."""
+    for name in (*plots.pictures_of_a_run(), plots.HISTORY, plots.PREDICTIONS, plots.LAST, plots.BEST, plots.METRICS):
+        (folder / name).unlink(missing_ok=True)
+
+
+def report(row, epochs, images_per_second, is_best):
+    left = divmod(round(row["seconds"] * (epochs - row["epoch"])), 60)
+    print(
+        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"
+        f"  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.2%}"
+        f"  validation loss {row['validation_loss']:.4f} accuracy {row['validation_accuracy']:.2%}"
+        f"  {images_per_second:,.0f} images/s  {row['seconds']:.1f} s  left {left[0]}:{left[1]:02d}{'  best' if is_best else ''}",
+        flush=True,
+    )
+
+
+def make_deterministic(device):
+    """The same command gives the same weights, bit for bit. A CPU does by itself, with the same number of threads."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS wants for it
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+
+
+def describe(device):
+    if device.type == "cuda":
+        return f"{device.type} ({torch.cuda.get_device_name(device)})"
+    cpu = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name") or platform.processor() or platform.machine()
+    return f"{device.type} ({cpu})"
+
+
+if __name__ == "__main__":
+    sys.exit(evaluate.run_command(main))
