@@ -11,7 +11,6 @@ import contextlib
 import errno
 import hashlib
 import http.client
-import math
 import os
 import tempfile
 import time
@@ -86,7 +85,8 @@ def stratified(labels, size, split_seed):
 
 
 def as_split(pixels, labels):
-    """uint8 array [N, 32, 32, 3] and N integers -> Split. The permuted view is channels_last without a copy."""
+    """uint8 array [N, 32, 32, 3], which torchvision gives in another memory order, and N integers -> Split."""
+    pixels = np.ascontiguousarray(pixels)
     return Split(torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.as_tensor(labels, dtype=torch.int64))
 
 
@@ -240,10 +240,6 @@ def derived_seed(*numbers):
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def count_batches(split, batch_size):
-    return math.ceil(len(split.labels) / batch_size)
-
-
 def batches(split, batch_size, seed, epoch, augment=False):
     """Yield (images, labels) in an order, and with an augmentation, that (seed, epoch) alone decide.
 
@@ -255,12 +251,13 @@ def batches(split, batch_size, seed, epoch, augment=False):
     order = torch.randperm(count, generator=generator).to(device)
     flips = torch.randint(0, 2, (count,), generator=generator, dtype=torch.bool).to(device)
     shifts = torch.randint(-MAX_SHIFT, MAX_SHIFT + 1, (count, 2), generator=generator).to(device)
+    pixels = split.images.permute(0, 2, 3, 1)  # in the order of memory: each image is one run of bytes to copy
     for start in range(0, count, batch_size):
-        chosen = slice(start, start + batch_size)
-        images = split.images[order[chosen]]
+        batch = slice(start, start + batch_size)
+        images = pixels.index_select(0, order[batch]).permute(0, 3, 1, 2)
         if augment:
-            images = flip_and_shift(images, flips[chosen], shifts[chosen])
-        yield images, split.labels[order[chosen]]
+            images = flip_and_shift(images, flips[batch], shifts[batch])
+        yield images, split.labels[order[batch]]
 
 
 def flip_and_shift(images, flips, shifts):

@@ -109,7 +109,6 @@ def evaluate_checkpoint(path, data_dir, device):
     buffer = io.BytesIO()
     np.savez_compressed(buffer, labels=labels.numpy(), probabilities=log_probabilities.exp().numpy())
     models.write_atomically(folder / plots.PREDICTIONS, buffer.getvalue())
-    write_examples(folder.parent, splits["train"], checkpoint["classes"])
     models.write_atomically(folder / plots.METRICS, (json.dumps(metrics, indent=1) + "\n").encode())
     plots.draw_run(folder)
     print(f"\nTables and pictures are in {folder}")
@@ -229,14 +228,6 @@ def csv_bytes(rows):
     return text.getvalue().encode()
 
 
-def write_examples(out_dir, split, classes):
-    """Save and draw the first training images of every class, for the folder that holds the runs of a data set."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, images=data.examples(split, per_class=10).numpy(), classes=classes)
-    models.write_atomically(out_dir / plots.EXAMPLES, buffer.getvalue())
-    plots.draw_examples(out_dir)
-
-
 def predict_pictures(checkpoints, pictures, device, top=5):
     """Print the likeliest classes of each picture. A picture that can't be read gets one line on stderr; True where
     there was none."""
@@ -314,10 +305,10 @@ def run_command(main):
     signal.signal(signal.SIGTERM, raise_terminated)
     try:
         return main()
-    except (UsageError, data.DataError, models.CheckpointError, plots.PlotError) as error:
+    except (UsageError, data.DataError, models.CheckpointError) as error:
         print_error(error)
     except OSError as error:
-        print_error(f"{error.filename or 'a file'}: {error.strerror or error}")
+        print_error(f"{error.filename}: {error.strerror}" if error.filename else error)
     except KeyboardInterrupt as interrupt:
         return 143 if isinstance(interrupt, Terminated) else 130
     return 2

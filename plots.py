@@ -6,6 +6,7 @@
 import argparse
 import csv
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -37,25 +38,24 @@ def pictures_of_a_run():
     return [LOSS_PLOT, *(name.format(split) for split in SPLITS for name in (CONFUSION_MATRIX, METRIC_TABLE))]
 
 
-class PlotError(Exception):
-    """Nothing to draw from; the message says what is missing."""
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Redraw the pictures of all runs under a folder from its files.")
     parser.add_argument("folder", type=Path, nargs="?", default="outs/exercise_04", help="(default: %(default)s)")
     folder = parser.parse_args(argv).folder
-    runs = sorted(path.parent for path in folder.rglob(METRICS))
-    for run in runs:
-        draw_run(run)
-    out_dirs = sorted(path.parent for path in folder.rglob(EXAMPLES))
-    for out_dir in out_dirs:
-        draw_examples(out_dir)
-        if (out_dir / COMPARISON).exists():
-            draw_comparison(out_dir)
-    if not runs and not out_dirs:
-        sys.exit(f"plots.py: no results under {folder}")
-    print(f"Redrawn: {', '.join(map(str, [*runs, *out_dirs]))}")
+    drawn = []
+    for name, draw in ((METRICS, draw_run), (EXAMPLES, draw_examples), (COMPARISON, draw_comparison)):
+        for path in sorted(folder.rglob(name)):
+            try:
+                draw(path.parent)
+            except (OSError, ValueError, KeyError, IndexError) as error:
+                print(f"plots.py: {path} or a file beside it is damaged or missing: {error}", file=sys.stderr)
+                return 2
+            drawn.append(str(path))
+    if not drawn:
+        print(f"plots.py: there are no results under {folder}", file=sys.stderr)
+        return 2
+    print("Redrawn what belongs to " + ", ".join(drawn))
+    return 0
 
 
 def draw_run(folder):
@@ -70,8 +70,13 @@ def draw_run(folder):
 
 
 def save(figure, path):
-    # Without the version of matplotlib in it, the same picture is the same file.
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    """Write a figure as PNG, whole or not at all, the same file for the same picture (no version in it)."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_history(folder):
@@ -115,14 +120,15 @@ def draw_confusion_matrix(folder, metrics, split):
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(*counts.shape):
+        count, share = counts[row, column], shares[row, column]
         axes.text(
             column,
             row,
-            f"{counts[row, column]:,}\n{shares[row, column]:.1%}",
+            f"{count:,}\n{share:.1%}" if count else "0",
             ha="center",
             va="center",
-            fontsize=7.5,
-            color="white" if shares[row, column] > 0.5 else "black",
+            fontsize=8,
+            color="white" if share > 0.5 else "black",
         )
     axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(classes)), classes)
@@ -156,8 +162,7 @@ def draw_metric_table(folder, metrics, split):
         cell.visible_edges = "B" if row in (0, len(body) - 1) else ""
         if row in (0, len(body)):
             cell.get_text().set_fontweight("bold")
-        if column == 0:
-            cell.get_text().set_horizontalalignment("left")
+        cell.get_text().set_horizontalalignment("left" if column == 0 else "right")
     low, high = values["accuracy_interval"]
     axes.set_title(f"{metrics['model']}, epoch {metrics['best_epoch']}: {split} split", fontweight="bold")
     figure.supxlabel(
@@ -213,4 +218,4 @@ def draw_comparison(out_dir):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

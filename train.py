@@ -7,6 +7,7 @@
 
 import argparse
 import contextlib
+import io
 import math
 import os
 import platform
@@ -16,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
@@ -70,7 +72,8 @@ def main(argv=None):
             return 1
         except KeyboardInterrupt:
             resumable = history and (folder / plots.LAST).exists()
-            print(f"\nStopped. {resume_command() if resumable else 'No epoch was finished, nothing is to be resumed.'}")
+            hint = resume_command() if resumable else "No epoch is complete yet: start again with the same command."
+            print(f"\nStopped. {hint}", file=sys.stderr)
             raise
     return 0
 
@@ -89,7 +92,7 @@ def parse_arguments(argv):
     recipe = parser.add_argument_group("recipe", "the defaults are the exercise's")
     setting(recipe, "epochs", "passes over the training split", type=number(int, 1, 10**6))
     setting(recipe, "learning_rate", "AdamW's step size", type=number(float, 1e-12, 1e12))
-    setting(recipe, "batch_size", "images per step", type=number(int, 1, 10**6))
+    setting(recipe, "batch_size", "images per step", type=number(int, 1, 10**4))
     setting(recipe, "weight_decay", "AdamW's decoupled weight decay", type=number(float, 0, 1e12))
     setting(recipe, "target_loss", "stop once the validation loss is as low", type=number(float, 0, 1e12))
     setting(recipe, "augment", "flip and shift training images at random", action="store_true")
@@ -132,7 +135,7 @@ def number(kind, low, high):
 
 
 def plain_name(text):
-    if text != Path(text).name:
+    if text in ("", "..") or text != Path(text).name:
         raise argparse.ArgumentTypeError(f"{text!r} is not a plain folder name; --out-dir says where it goes")
     return text
 
@@ -152,10 +155,13 @@ def choose_precision(name, device):
 
 @contextlib.contextmanager
 def claim_folder(folder):
-    """Make the run folder and hold it against a second run; raises OSError or UsageError before any work is done."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass  # so it can be written to
+    """Make the run folder and hold it against a second run; raises UsageError before any work is done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass  # so it can be written to
+    except OSError as error:
+        raise evaluate.UsageError(f"the run folder {folder} can't be written: {error.strerror}") from error
     if fcntl is None:
         yield
         return
@@ -226,6 +232,7 @@ def train(arguments, folder, settings, saved, history, device):
 
     splits = data.load_splits(arguments.dataset, arguments.data_dir, ("train", "validation"))
     normalisation = data.channel_statistics(splits["train"].images)
+    write_examples(folder.parent, splits["train"], data.CLASSES[arguments.dataset])
     splits = {name: split.to(device) for name, split in splits.items()}
 
     torch.manual_seed(settings["seed"])
@@ -237,6 +244,7 @@ def train(arguments, folder, settings, saved, history, device):
         models.load_weights(model, saved["weights"], folder / plots.LAST)
         optimizer.load_state_dict(saved["optimizer"])
     forward = torch.compile(model.logits) if arguments.compile else model.logits
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
     environment = {
         "torch_version": str(torch.__version__),
@@ -255,9 +263,7 @@ def train(arguments, folder, settings, saved, history, device):
         epoch = len(history) + 1
         start = time.perf_counter()
         train_loss, train_accuracy = train_epoch(
-            model, forward, optimizer, splits["train"], settings, epoch, torch.autocast(
-                device.type, dtype=torch.bfloat16, enabled=precision == "bf16"
-            )
+            model, forward, optimizer, splits["train"], settings, epoch, autocast
         )
         training_seconds = time.perf_counter() - start
         validation_loss, validation_accuracy = evaluate.mean_loss_and_accuracy(*evaluate.infer(model, splits["validation"]))
@@ -310,7 +316,7 @@ def train_epoch(model, forward, optimizer, split, settings, epoch, autocast):
         correct += (logits.argmax(dim=1) == labels).sum()
         if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
             check_finite(losses[: step + 1], epoch)
-    return losses.double().sum().item() / len(split.labels), correct.item() / len(split.labels)
+    return losses.cpu().double().sum().item() / len(split.labels), correct.item() / len(split.labels)
 
 
 def train_step(forward, optimizer, images, labels, autocast):
@@ -362,6 +368,14 @@ def remove_former_run(folder):
     """Remove the results of the run that this one replaces, metrics.json last: until then it counts as finished."""
     for name in (*plots.pictures_of_a_run(), plots.HISTORY, plots.PREDICTIONS, plots.LAST, plots.BEST, plots.METRICS):
         (folder / name).unlink(missing_ok=True)
+
+
+def write_examples(out_dir, split, classes):
+    """Save and draw the first training images of every class, for the folder that holds the runs of a data set."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images=data.examples(split, per_class=10).numpy(), classes=classes)
+    models.write_atomically(out_dir / plots.EXAMPLES, buffer.getvalue())
+    plots.draw_examples(out_dir)
 
 
 def report(row, epochs, images_per_second, is_best):

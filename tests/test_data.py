@@ -1,0 +1,212 @@
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data
+
+
+def a_split(count=100):
+    """Images that carry their own number in their first pixel."""
+    images = torch.zeros(count, 3, 32, 32, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.arange(count)
+    return data.Split(images, torch.arange(count))
+
+
+def test_digits_are_split_without_overlap_in_cifar10s_proportions():
+    splits = data.load_splits("digits", "nowhere")
+    assert {name: len(split.labels) for name, split in splits.items()} == {"train": 1347, "validation": 150, "test": 300}
+    for split in splits.values():
+        assert split.images.shape[1:] == (3, 32, 32) and split.images.dtype == torch.uint8
+        assert split.images.is_contiguous(memory_format=torch.channels_last)
+        counts = torch.bincount(split.labels, minlength=10)
+        assert counts.max() - counts.min() <= 0.1 * counts.sum() / 10 + 2, "stratified"
+    seen = [image.numpy().tobytes() for split in splits.values() for image in split.images]
+    assert len(set(seen)) == len(seen) == 1797
+
+
+def test_split_seed_decides_the_validation_images():
+    first, same, other = (data.load_splits("digits", "nowhere", ["validation"], seed)["validation"] for seed in (0, 0, 1))
+    assert torch.equal(first.images, same.images)
+    assert not torch.equal(first.images, other.images)
+
+
+def test_an_epoch_visits_every_image_once_in_an_order_of_its_own():
+    split = a_split()
+    orders = {}
+    for seed, epoch in ((0, 1), (0, 2), (1, 1)):
+        visited = list(data.batches(split, 32, seed, epoch))
+        assert [len(labels) for _, labels in visited] == [32, 32, 32, 4]
+        for images, labels in visited:
+            assert torch.equal(images[:, 0, 0, 0].long(), labels), "images and labels belong together"
+        order = torch.cat([labels for _, labels in visited])
+        assert torch.equal(order.sort().values, split.labels)
+        again = torch.cat([labels for _, labels in data.batches(split, 32, seed, epoch)])
+        assert torch.equal(order, again)
+        orders[seed, epoch] = tuple(order.tolist())
+    assert len(set(orders.values())) == 3
+
+
+def test_augmentation_flips_and_shifts_as_told():
+    images = torch.randint(1, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    flips = torch.tensor([False, True, False, True])
+    shifts = torch.tensor([[0, 0], [0, 0], [4, -3], [-1, 2]])
+    result = data.flip_and_shift(images, flips, shifts)
+    assert torch.equal(result[0], images[0])
+    assert torch.equal(result[1], images[1].flip(-1))
+    assert torch.equal(result[2][:, 4:, :29], images[2][:, :28, 3:]), "4 down, 3 to the left"
+    assert (result[2][:, :4] == 0).all() and (result[2][:, :, 29:] == 0).all(), "black from outside"
+    assert torch.equal(result[3][:, :31, 2:], images[3].flip(-1)[:, 1:, :30])
+
+
+def test_augmentation_varies_by_image_and_epoch_and_repeats_by_seed():
+    split = data.Split(torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8), torch.arange(64))
+
+    def epoch(number, seed=0):
+        pairs = list(data.batches(split, 64, seed, number, augment=True))
+        images, labels = pairs[0]
+        return images[labels.argsort()]
+
+    assert torch.equal(epoch(1), epoch(1))
+    assert not torch.equal(epoch(1), epoch(2)) and not torch.equal(epoch(1), epoch(1, seed=1))
+    changed = (epoch(1) != split.images).flatten(1).any(dim=1)
+    assert changed.sum() > 55, "almost every image"
+
+
+def test_channel_statistics_are_those_of_numpy():
+    images = torch.randint(0, 256, (2500, 3, 8, 8), dtype=torch.uint8)
+    mean, std = data.channel_statistics(images)
+    np.testing.assert_allclose(mean, images.numpy().mean(axis=(0, 2, 3)))
+    np.testing.assert_allclose(std, images.numpy().std(axis=(0, 2, 3)))
+
+
+def picture_of(tmp_path, image, name="picture.png", **options):
+    image.save(tmp_path / name, **options)
+    picture = data.read_picture(tmp_path / name)
+    assert picture.shape == (1, 3, 32, 32) and picture.dtype == torch.uint8
+    return picture[0]
+
+
+def test_pictures_of_every_mode_and_size_are_read(tmp_path):
+    assert (picture_of(tmp_path, Image.new("L", (500, 300), 77)) == 77).all()
+    assert (picture_of(tmp_path, Image.new("L", (1, 1), 77)) == 77).all()
+    assert (picture_of(tmp_path, Image.new("RGBA", (64, 64), (9, 9, 9, 0))) == 255).all(), "transparent is white"
+    assert (picture_of(tmp_path, Image.new("I;16", (64, 64), 0x8080)) == 0x80).all(), "16 bits"
+    palette = Image.new("P", (64, 64), 3)
+    palette.putpalette([0, 0, 0] * 3 + [10, 200, 30])
+    assert picture_of(tmp_path, palette)[:, 5, 5].tolist() == [10, 200, 30]
+
+
+def test_centre_square_is_taken_the_right_way_up(tmp_path):
+    wide = Image.new("RGB", (300, 100), "red")
+    wide.paste("blue", (100, 0, 200, 50))
+    wide.paste("lime", (100, 50, 200, 100))
+    picture = picture_of(tmp_path, wide)
+    assert picture[:, 4, 16].tolist() == [0, 0, 255] and picture[:, 28, 16].tolist() == [0, 255, 0]
+    exif = Image.Exif()
+    exif[0x0112] = 3  # the camera was upside down
+    turned = picture_of(tmp_path, wide, "turned.png", exif=exif)
+    assert turned[:, 4, 16].tolist() == [0, 255, 0] and turned[:, 28, 16].tolist() == [0, 0, 255]
+
+
+def test_shrinking_a_picture_averages(tmp_path):
+    checkerboard = np.indices((320, 320)).sum(axis=0) % 2 * 255
+    picture = picture_of(tmp_path, Image.fromarray(checkerboard.astype(np.uint8)))
+    assert (picture[:, 4:-4, 4:-4].int() - 127).abs().max() <= 2
+
+
+# From here on: the real CIFAR-10.
+
+
+def test_cifar10_is_split_45000_5000_10000(cifar10_dir):
+    splits = data.load_splits("cifar10", cifar10_dir)
+    for name, per_class in (("train", 4500), ("validation", 500), ("test", 1000)):
+        split = splits[name]
+        assert split.images.shape == (10 * per_class, 3, 32, 32) and split.images.dtype == torch.uint8
+        assert split.images.is_contiguous(memory_format=torch.channels_last)
+        assert torch.bincount(split.labels).tolist() == [per_class] * 10
+    official = data.CIFAR10(cifar10_dir, train=True).data
+    seen = np.concatenate([splits[name].images.permute(0, 2, 3, 1).numpy() for name in ("train", "validation")])
+    assert sorted(map(bytes, seen)) == sorted(map(bytes, official)), "together the official training images"
+    # Published for the official 50,000: 125.3, 123.0, 113.9 and 63.0, 62.1, 66.7.
+    mean, std = data.channel_statistics(splits["train"].images)
+    np.testing.assert_allclose(mean, [125.3, 123.0, 113.9], atol=0.3)
+    np.testing.assert_allclose(std, [63.0, 62.1, 66.7], atol=0.3)
+
+
+def test_training_does_not_read_the_test_images(cifar10_dir, monkeypatch):
+    def refuse(root, train):
+        assert train, "the test batch was asked for"
+        return official(root, train=train)
+
+    official = data.CIFAR10
+    for name in ("base_folder", "filename"):
+        setattr(refuse, name, getattr(official, name))
+    monkeypatch.setattr(data, "CIFAR10", refuse)
+    assert set(data.load_splits("cifar10", cifar10_dir, ("train", "validation"))) == {"train", "validation"}
+
+
+@pytest.fixture(scope="session")
+def cifar10_archive(cifar10_dir, tmp_path_factory):
+    """The folder as a tar.gz, hardly compressed; the official archive has other bytes but the same members."""
+    path = tmp_path_factory.mktemp("archive") / "cifar-10-python.tar.gz"
+    with tarfile.open(path, "w:gz", compresslevel=1) as archive:
+        archive.add(cifar10_dir / "cifar-10-batches-py", "cifar-10-batches-py")
+    return path
+
+
+@pytest.fixture
+def as_official(cifar10_archive, monkeypatch):
+    md5 = data.hashlib.md5(cifar10_archive.read_bytes(), usedforsecurity=False).hexdigest()
+    monkeypatch.setattr(data, "ARCHIVE_MD5", md5)
+    monkeypatch.setattr(data, "ARCHIVE_BYTES", cifar10_archive.stat().st_size)
+
+
+def test_archive_in_the_data_folder_is_enough(cifar10_archive, as_official, tmp_path):
+    shutil.copy(cifar10_archive, tmp_path)
+    assert len(data.load_splits("cifar10", tmp_path, ["test"])["test"].labels) == 10_000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cifar-10-batches-py", cifar10_archive.name]
+
+
+def test_archive_in_a_read_only_folder_is_enough(cifar10_archive, as_official, tmp_path, monkeypatch):
+    shutil.copy(cifar10_archive, tmp_path)
+    temporary_directory = data.tempfile.TemporaryDirectory
+
+    def refuse(prefix=None, dir=None):  # permissions wouldn't stop root
+        if dir == tmp_path:
+            raise PermissionError(13, "Permission denied", str(dir))
+        return temporary_directory(prefix=prefix, dir=dir)
+
+    monkeypatch.setattr(data.tempfile, "TemporaryDirectory", refuse)
+    assert len(data.load_splits("cifar10", tmp_path, ["test"])["test"].labels) == 10_000
+    assert [path.name for path in tmp_path.iterdir()] == [cifar10_archive.name]
+
+
+def test_damaged_archive_is_named(tmp_path):
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"not the archive")
+    with pytest.raises(data.DataError, match="cifar-10-python.tar.gz is damaged"):
+        data.load_splits("cifar10", tmp_path)
+
+
+FILES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_each_missing_or_damaged_data_file_is_named(cifar10_dir, tmp_path, name):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for other in FILES:
+        (folder / other).symlink_to(cifar10_dir / "cifar-10-batches-py" / other)
+    whole = (folder / name).read_bytes()
+    (folder / name).unlink()
+    for content, word in ((None, "missing"), (whole[:-1], "damaged"), (whole[:-1] + bytes([whole[-1] ^ 1]), "damaged")):
+        if content is not None:
+            (folder / name).write_bytes(content)
+        with pytest.raises(data.DataError) as refused:
+            data.load_splits("cifar10", tmp_path, ("train", "validation"))
+        message = str(refused.value)
+        assert f"{name} is {word}" in message and "\n" not in message
+        assert [other for other in FILES if f"/{other} is" in message] == [name]

@@ -1,0 +1,116 @@
+"""The download, against a server on this machine that behaves as badly as servers do."""
+
+import hashlib
+import http.server
+import random
+import socket
+import threading
+
+import pytest
+
+import data
+
+ARCHIVE = random.Random(0).randbytes(300_000)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        if self.path == "/missing":
+            return self.send_error(404)
+        if self.path == "/silent":  # connected, but never an answer: until the client has enough
+            return self.connection.recv(1)
+        body = ARCHIVE
+        if self.path == "/wrong":
+            body = bytes(len(ARCHIVE))
+        if self.path == "/page":
+            body = b"<html>Sign in to the wireless network</html>"
+        self.send_response(200)
+        if self.path != "/endless":
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        try:
+            if self.path == "/truncated":
+                self.wfile.write(body[:100_000])
+            elif self.path == "/endless":
+                while True:
+                    self.wfile.write(body)
+            elif self.path == "/slow":  # byte by byte, until the client has enough
+                for byte in body:
+                    self.wfile.write(bytes([byte]))
+            else:
+                self.wfile.write(body)
+        except OSError:
+            pass
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        server.asked = []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(data, "ARCHIVE_BYTES", len(ARCHIVE))
+        monkeypatch.setattr(data, "ARCHIVE_MD5", hashlib.md5(ARCHIVE).hexdigest())
+        # 300,000 bytes take a thousandth of the time of the real ones; so do the limits.
+        monkeypatch.setattr(data, "TIMEOUT", 0.2)
+        monkeypatch.setattr(data, "SLOW_SECONDS", 0.02)
+        monkeypatch.setattr(data, "SLOW_BYTES", len(ARCHIVE))
+        yield server
+        server.shutdown()
+
+
+def mirrors(server, monkeypatch, *paths):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{unused.getsockname()[1]}/dead"
+    addresses = [dead if path == "/dead" else f"http://127.0.0.1:{server.server_port}{path}" for path in paths]
+    monkeypatch.setattr(data, "MIRRORS", addresses)
+    return addresses
+
+
+@pytest.mark.parametrize("bad", ["/dead", "/missing", "/silent", "/slow", "/truncated", "/wrong", "/page", "/endless"])
+def test_the_next_mirror_is_used_and_nothing_broken_stays(server, monkeypatch, tmp_path, bad, capsys):
+    addresses = mirrors(server, monkeypatch, bad, "/good", "/never")
+    data.download(tmp_path / "archive.tar.gz")
+    assert [path.name for path in tmp_path.iterdir()] == ["archive.tar.gz"]
+    assert (tmp_path / "archive.tar.gz").read_bytes() == ARCHIVE
+    assert server.asked == [path for path in (bad, "/good") if path != "/dead"]
+    out = capsys.readouterr().out
+    assert addresses[0] in out and "100 %" in out
+
+
+def test_the_last_mirror_may_be_slow(server, monkeypatch, tmp_path):
+    mirrors(server, monkeypatch, "/slow")
+    monkeypatch.setattr(data, "SLOW_SECONDS", 0)  # every byte arrives too slowly
+    data.download(tmp_path / "archive.tar.gz")
+    assert (tmp_path / "archive.tar.gz").read_bytes() == ARCHIVE
+
+
+def test_where_all_fail_every_address_stands_with_its_reason_and_the_ways_out(server, monkeypatch, tmp_path):
+    addresses = mirrors(server, monkeypatch, "/dead", "/missing", "/truncated", "/wrong", "/page", "/endless", "/silent")
+    with pytest.raises(data.DataError) as failed:
+        data.load_splits("cifar10", tmp_path / "data")
+    message = str(failed.value)
+    for address, reason in zip(
+        addresses, ("refused", "404", "100,000 bytes", "wrong MD5", "offers 44 bytes", "bytes, not", "timed out")
+    ):
+        line = next(line for line in message.splitlines() if f"{address}:" in line)
+        assert reason in line
+    assert "cifar-10-python.tar.gz" in message and "--dataset digits" in message
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_interrupted_download_leaves_nothing(server, monkeypatch, tmp_path):
+    mirrors(server, monkeypatch, "/good")
+
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "fetch", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        data.download(tmp_path / "archive.tar.gz")
+    assert list(tmp_path.iterdir()) == []

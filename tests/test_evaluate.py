@@ -1,0 +1,169 @@
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import sklearn.metrics
+from PIL import Image
+from scipy.stats import binomtest
+
+import data
+import evaluate
+import models
+
+
+def test_metrics_agree_with_scikit_learn_on_the_saved_predictions(finished_run):
+    folder, _ = finished_run("cnn2")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    saved = np.load(folder / "predictions_test.npz")
+    labels, probabilities = saved["labels"], saved["probabilities"]
+    assert labels.dtype == np.int64 and probabilities.dtype == np.float32 and probabilities.shape == (300, 10)
+    assert np.array_equal(labels, data.load_splits("digits", "", ["test"])["test"].labels)
+    predicted, test = probabilities.argmax(axis=1), metrics["test"]
+    assert test["samples"] == 300
+    assert test["confusion_matrix"] == sklearn.metrics.confusion_matrix(labels, predicted).tolist()
+    close = pytest.approx
+    assert test["accuracy"] == close(sklearn.metrics.accuracy_score(labels, predicted))
+    assert test["balanced_accuracy"] == close(sklearn.metrics.balanced_accuracy_score(labels, predicted))
+    assert test["loss"] == close(-np.log(probabilities[range(300), labels]).mean(), rel=1e-5)
+    report = sklearn.metrics.classification_report(labels, predicted, output_dict=True, zero_division=0)
+    for name, key in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
+        assert test["macro"][name] == close(report["macro avg"][key])
+        for label in range(10):
+            assert test["per_class"][str(label)][name] == close(report[str(label)][key])
+    for label in range(10):
+        # Specificity is the recall of "not this class".
+        others = sklearn.metrics.recall_score(labels != label, predicted != label)
+        assert test["per_class"][str(label)]["specificity"] == close(others)
+        assert test["per_class"][str(label)]["support"] == (labels == label).sum()
+    right = int((labels == predicted).sum())
+    interval = binomtest(right, 300).proportion_ci(method="wilson")
+    assert test["accuracy_interval"] == close([interval.low, interval.high])
+
+
+def test_metrics_tell_how_the_run_was_made(finished_run):
+    folder, _ = finished_run("cnn2")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    history = list(csv.DictReader(open(folder / "history.csv")))
+    best = max(history, key=lambda row: (float(row["validation_accuracy"]), -float(row["validation_loss"])))
+    assert metrics["best_epoch"] == int(best["epoch"])
+    assert metrics["validation"]["accuracy"] == float(best["validation_accuracy"])
+    assert metrics["validation"]["loss"] == float(best["validation_loss"])
+    assert metrics["model"] == "cnn2" and metrics["dataset"] == "digits" and metrics["parameters"] == 545_098
+    assert metrics["settings"]["learning_rate"] == 1e-4 and metrics["seeds"] == {"training": 0, "split": 0}
+    assert {"torch_version", "device", "precision", "threads", "seconds"} <= metrics.keys()
+    for split, samples in (("train", 1347), ("validation", 150), ("test", 300)):
+        assert metrics[split]["samples"] == samples
+    assert metrics["train"]["accuracy"] > 0.95
+
+
+def test_evaluating_again_writes_the_very_same_files(finished_run, call):
+    folder, output = finished_run("cnn2")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    code, out, err = call(evaluate.main, folder / "best.pt", "--data-dir", "nowhere")
+    assert code == 0 and err == ""
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    tables = out[out.index("\ntrain\n") : out.index("Tables and pictures")]
+    assert tables in output, "the numbers that the training printed at its end"
+    assert "F1" in tables and "macro average" in tables and "95 % interval" in tables
+
+
+def test_a_copy_of_best_alone_gives_the_same_metrics(finished_run, call, tmp_path):
+    folder, _ = finished_run("cnn2")
+    shutil.copy(folder / "best.pt", tmp_path)
+    assert call(evaluate.main, "best.pt")[0] == 0
+    assert (tmp_path / "metrics.json").read_bytes() == (folder / "metrics.json").read_bytes()
+    assert (tmp_path / "confusion_matrix_train.png").exists()
+
+
+def test_another_checkpoint_leaves_the_tables_of_best_alone(finished_run, call, tmp_path):
+    shutil.copytree(finished_run("cnn2")[0], tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.json").read_bytes()
+    assert call(evaluate.main, "run/last.pt")[0] == 0
+    assert (tmp_path / "run" / "metrics.json").read_bytes() == before
+    assert json.loads((tmp_path / "run" / "last" / "metrics.json").read_text())["best_epoch"] == 10
+
+
+def test_several_checkpoints_are_compared(finished_run, call, tmp_path):
+    for model in ("dense", "cnn2"):
+        shutil.copytree(finished_run(model)[0], tmp_path / "outs" / "exercise_04" / model)
+    code, out, err = call(evaluate.main)  # none named: all of them
+    assert code == 0 and err == ""
+    folder = tmp_path / "outs" / "exercise_04"
+    rows = {row["model"]: row for row in csv.DictReader(open(folder / "comparison.csv"))}
+    for model in ("dense", "cnn2"):
+        metrics = json.loads((folder / model / "metrics.json").read_text())
+        assert float(rows[model]["test_accuracy"]) == metrics["test"]["accuracy"]
+        assert float(rows[model]["test_f1"]) == metrics["test"]["macro"]["f1"]
+        assert int(rows[model]["parameters"]) == metrics["parameters"]
+        line = next(line for line in (folder / "comparison.md").read_text().splitlines() if f"| {model} |" in line)
+        assert f"{metrics['test']['accuracy']:.2%}" in line
+    assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_pictures_are_named_without_a_data_set(finished_run, call, tmp_path):
+    folder, _ = finished_run("cnn2")
+    four = next(iter(data.load_digits(n_class=5).images[4:5])) * 15
+    Image.fromarray(four.astype(np.uint8)).resize((800, 800)).convert("RGB").save(tmp_path / "photo.jpg")
+    Image.fromarray(four.astype(np.uint8)).save(tmp_path / "grey.png")
+    transparent = Image.new("RGBA", (40, 40), "black")
+    transparent.save(tmp_path / "alpha.png")
+    (tmp_path / "text.png").write_text("no picture")
+    code, out, err = call(
+        evaluate.main, folder / "best.pt", "--image", "photo.jpg", "text.png", "grey.png", "alpha.png", "missing.png"
+    )
+    assert code == 2, "something could not be read"
+    problems = err.splitlines()
+    assert len(problems) == 2 and "text.png" in problems[0] and "missing.png" in problems[1]
+    tables = out.strip().split("\n\n")
+    assert [table.splitlines()[0].split()[0] for table in tables] == ["photo.jpg", "grey.png", "alpha.png"]
+    for table in tables:
+        shares = [float(line.split()[1].rstrip("%")) for line in table.splitlines()[1:]]
+        assert len(shares) == 5 and shares == sorted(shares, reverse=True) and sum(shares) <= 100.1
+    assert tables[0].splitlines()[1].split()[0] == "4"
+    assert call(evaluate.main, folder / "best.pt", "--image", "grey.png")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["missing.pt"], "missing.pt: No such file or directory"),
+        (["text.pt"], "not a checkpoint"),
+        (["."], "Is a directory"),
+        ([], "no checkpoint named"),
+        (["--device", "cuda:99"], "--device cuda:99"),
+        (["--device", "abacus"], "--device abacus"),
+        (["--surprise"], "--surprise"),
+    ],
+)
+def test_a_mistake_gets_one_line(call, tmp_path, arguments, reason):
+    (tmp_path / "text.pt").write_text("text" * 100)
+    code, out, err = call(evaluate.main, *arguments)
+    assert code == 2 and out == ""
+    assert reason in err and len(err.splitlines()) == 1 and "Traceback" not in err
+
+
+def test_checkpoints_of_different_data_sets_are_not_compared(finished_run, call, tmp_path):
+    folder, _ = finished_run("cnn2")
+    foreign = models.load_checkpoint(folder / "best.pt") | {"dataset": "cifar10"}
+    models.save_checkpoint(tmp_path / "best.pt", foreign)
+    code, out, err = call(evaluate.main, folder / "best.pt", "best.pt")
+    assert code == 2 and out == "" and "different data sets" in err
+
+
+def test_real_cifar10_results_are_those_committed(cifar10_dir, call, tmp_path):
+    """The committed best.pt gives the committed numbers, to 0.1 point of accuracy on any machine."""
+    from conftest import ROOT
+
+    committed = ROOT / "outs" / "exercise_04"
+    checkpoints = sorted(committed.glob("cnn2/best.pt"))
+    assert checkpoints
+    for checkpoint in checkpoints:
+        shutil.copy(checkpoint, tmp_path)
+        code, out, err = call(evaluate.main, "best.pt", "--data-dir", cifar10_dir)
+        assert code == 0, err
+        fresh, former = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path, checkpoint.parent))
+        for split in data.SPLITS:
+            assert fresh[split]["accuracy"] == pytest.approx(former[split]["accuracy"], abs=0.001)
+        assert fresh["settings"] == former["settings"] and fresh["best_epoch"] == former["best_epoch"]

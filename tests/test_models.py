@@ -1,0 +1,143 @@
+import hashlib
+import io
+import pickle
+import zipfile
+
+import pytest
+import torch
+
+import models
+
+IMAGES = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+# Each number is the sum over the layers as the README lists them.
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("dense", 1_707_274), ("cnn1", 82_826), ("cnn2", 545_098), ("vgg", 2_197_706)]
+)
+def test_networks_give_probabilities_and_have_the_described_size(name, parameters):
+    model = models.build(name, [120, 120, 110], [60, 60, 65]).eval()
+    assert models.count_parameters(model) == parameters
+    probabilities = model(IMAGES)
+    assert probabilities.shape == (7, 10) and probabilities.dtype == torch.float32
+    assert (probabilities >= 0).all()
+    torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(7))
+    torch.testing.assert_close(probabilities, torch.softmax(model.logits(IMAGES), dim=1))
+
+
+def test_network_normalises_its_input_per_channel():
+    model = models.build("cnn1", [10, 20, 30], [2, 4, 5])
+    plain = models.build("cnn1")
+    plain.load_state_dict(model.state_dict() | {"mean": torch.zeros(3, 1, 1), "std": torch.ones(3, 1, 1)})
+    mean, std = torch.tensor([10.0, 20, 30]).view(3, 1, 1), torch.tensor([2.0, 4, 5]).view(3, 1, 1)
+    torch.testing.assert_close(model.logits(IMAGES), plain.logits((IMAGES.float() - mean) / std))
+
+
+def a_checkpoint(**changes):
+    model = models.build("cnn1", [120, 120, 110], [60, 60, 65])
+    return {
+        "format_version": models.FORMAT_VERSION,
+        "model": "cnn1",
+        "dataset": "digits",
+        "classes": [str(digit) for digit in range(10)],
+        "epoch": 3,
+        "settings": {"seed": 0},
+        "split_seed": 0,
+        "environment": {"device": "cpu"},
+        "seconds": 1.5,
+        "weights": model.state_dict(),
+    } | changes
+
+
+def test_checkpoint_alone_is_enough_to_predict(tmp_path):
+    saved = a_checkpoint()
+    models.save_checkpoint(tmp_path / "best.pt", saved)
+    model, checkpoint = models.load_model(tmp_path / "best.pt")
+    assert checkpoint["epoch"] == 3 and checkpoint["classes"][9] == "9"
+    for name, tensor in saved["weights"].items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    # It stays a file that torch.load reads, without this project.
+    assert torch.load(tmp_path / "best.pt", weights_only=True)["model"] == "cnn1"
+
+
+def refusal(path):
+    with pytest.raises(models.CheckpointError) as refused:
+        models.load_model(path)
+    message = str(refused.value)
+    assert str(path) in message and "\n" not in message
+    return message
+
+
+class Hostile:
+    def __reduce__(self):
+        return open, ("ran.txt", "w")
+
+
+def with_checksum(content):
+    """What an attacker, too, can do: give a foreign zip archive the checksum of this project's checkpoints."""
+    content = content[:-2] + (64).to_bytes(2, "little")
+    return content + hashlib.sha256(content).hexdigest().encode()
+
+
+def test_hostile_checkpoint_is_refused_and_runs_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hostile = a_checkpoint(settings=Hostile())
+    archive = io.BytesIO()
+    torch.save(hostile, archive)
+    with zipfile.ZipFile(io.BytesIO(archive.getvalue())) as names:
+        assert any(name.endswith("data.pkl") for name in names.namelist())
+    for content in (pickle.dumps(hostile), archive.getvalue(), with_checksum(archive.getvalue())):
+        (tmp_path / "best.pt").write_bytes(content)
+        refusal(tmp_path / "best.pt")
+        assert not (tmp_path / "ran.txt").exists()
+    torch.load(tmp_path / "best.pt", weights_only=False)
+    assert (tmp_path / "ran.txt").exists(), "the file would run code if it were let"
+
+
+def test_damaged_checkpoint_is_noticed(tmp_path):
+    path = tmp_path / "best.pt"
+    models.save_checkpoint(path, a_checkpoint())
+    whole = path.read_bytes()
+    random = torch.Generator().manual_seed(1)
+    for position in torch.randint(0, len(whole), (20,), generator=random).tolist():
+        path.write_bytes(whole[:position])
+        refusal(path)
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        refusal(path)
+    path.write_bytes(b"")
+    refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"format_version": 99}, "version 99"),
+        ({"model": "resnet"}, "resnet"),
+        ({"surprise": 1}, "surprise"),
+        ({"optimizer": {}}, "history"),
+        ({"epoch": "three"}, "epoch"),
+        ({"weights": models.build("cnn2").state_dict()}, "don't fit"),
+        ({"weights": {}}, "don't fit"),
+        ({"weights": models.build("cnn1").state_dict() | {"mean": torch.zeros(4)}}, "don't fit"),
+    ],
+)
+def test_checkpoint_of_another_kind_is_refused(tmp_path, changes, reason):
+    models.save_checkpoint(tmp_path / "best.pt", a_checkpoint(**changes))
+    assert reason in refusal(tmp_path / "best.pt")
+
+
+def test_checkpoint_without_an_entry_is_refused(tmp_path):
+    checkpoint = a_checkpoint()
+    del checkpoint["classes"]
+    models.save_checkpoint(tmp_path / "best.pt", checkpoint)
+    assert "classes" in refusal(tmp_path / "best.pt")
+
+
+def test_failed_write_leaves_the_former_file_and_nothing_else(tmp_path, monkeypatch):
+    models.write_atomically(tmp_path / "file", b"former")
+    monkeypatch.setattr(models.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError) as full:
+        models.write_atomically(tmp_path / "file", b"new")
+    assert full.value.filename == str(tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"former"

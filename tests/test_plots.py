@@ -1,0 +1,25 @@
+import shutil
+
+import plots
+
+
+def test_pictures_are_redrawn_from_the_files_alone(finished_run, call, tmp_path):
+    shutil.copytree(finished_run("cnn2")[0].parent, tmp_path / "outs")
+    drawn = {path: path.read_bytes() for path in (tmp_path / "outs").rglob("*.png")}
+    names = {path.name for path in drawn}
+    assert names == {*plots.pictures_of_a_run(), "plot_dataset_example.png"}
+    for path in drawn:
+        path.unlink()
+    for checkpoint in (tmp_path / "outs").rglob("*.pt"):
+        checkpoint.unlink()
+    code, out, err = call(plots.main, "outs")
+    assert code == 0 and err == ""
+    assert {path: path.read_bytes() for path in (tmp_path / "outs").rglob("*.png")} == drawn
+
+
+def test_nothing_to_draw_is_said_in_one_line(call, tmp_path):
+    code, out, err = call(plots.main, "nowhere")
+    assert code == 2 and len(err.splitlines()) == 1 and "nowhere" in err
+    (tmp_path / "metrics.json").write_text("{")
+    code, out, err = call(plots.main, tmp_path)
+    assert code == 2 and len(err.splitlines()) == 1 and "metrics.json" in err

@@ -1,0 +1,331 @@
+import csv
+import io
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import models
+import train
+from conftest import start
+
+DIGITS = ["--dataset", "digits"]
+FILES = {
+    "best.pt",
+    "last.pt",
+    "history.csv",
+    "metrics.json",
+    "predictions_test.npz",
+    "loss_plot.png",
+    *(f"{kind}_{split}.png" for kind in ("confusion_matrix", "metrics") for split in ("train", "validation", "test")),
+}
+
+
+def history_without_seconds(folder):
+    with open(folder / "history.csv", newline="") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def assert_same_weights(*paths):
+    first, *others = (models.load_checkpoint(path)["weights"] for path in paths)
+    for other in others:
+        assert first.keys() == other.keys()
+        for name in first:
+            assert torch.equal(first[name], other[name]), name
+
+
+def output_until(process, text):
+    """Read a process's output up to a line that contains `text`."""
+    for line in process.stdout:
+        if text in line:
+            return line
+    raise AssertionError(f"{text!r} never came: {process.stderr.read()}")
+
+
+@pytest.mark.parametrize(("model", "accuracy"), [("cnn2", 0.95), ("dense", 0.9), ("cnn1", 0.9), ("vgg", 0.9)])
+def test_one_command_trains_evaluates_and_draws(finished_run, model, accuracy):
+    folder, output = finished_run(model)
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert (folder.parent / "plot_dataset_example.png").exists()
+    saved = np.load(folder / "predictions_test.npz")
+    assert (saved["probabilities"].argmax(axis=1) == saved["labels"]).mean() >= accuracy
+    assert np.allclose(saved["probabilities"].sum(axis=1), 1, atol=1e-5)
+    # Without a terminal: a line for each epoch, and nothing that only a terminal understands.
+    assert [line.split("/")[0] for line in output.splitlines() if line.startswith("epoch")] == [
+        f"epoch {epoch:>2}" for epoch in range(1, 11)
+    ]
+    assert all(character == "\n" or character.isprintable() for character in output)
+
+
+def test_best_is_the_epoch_of_the_highest_validation_accuracy_then_the_lowest_loss():
+    rows = [(0.5, 1.0), (0.7, 1.3), (0.7, 1.2), (0.7, 1.25), (0.6, 0.9)]
+    history = [
+        {"epoch": number, "validation_accuracy": accuracy, "validation_loss": loss}
+        for number, (accuracy, loss) in enumerate(rows, 1)
+    ]
+    assert train.best_epoch(history) == 3
+    assert train.best_epoch(history[:2]) == 2
+
+
+RECIPES = {
+    "plain": ["--model", "cnn2"],
+    "augmented": ["--model", "cnn2", "--augment", "--schedule", "cosine"],
+    "vgg": ["--model", "vgg"],
+    "vgg augmented": ["--model", "vgg", "--augment", "--schedule", "cosine"],
+}
+
+
+@pytest.fixture(scope="module", params=RECIPES.values(), ids=RECIPES.keys())
+def killed_run(request, tmp_path_factory):
+    """(options, folder): one run of six epochs without interruption, one killed after three."""
+    folder = tmp_path_factory.mktemp("killed")
+    options = [*request.param, *DIGITS, "--batch-size", 64, "--epochs", 6, "--out-dir", "out"]
+    whole = start("train.py", *options, "--run-name", "whole", folder=folder)
+    _, err = whole.communicate()
+    assert whole.returncode == 0, err
+    killed = start("train.py", *options, "--run-name", "killed", folder=folder)
+    output_until(killed, "epoch 3/6")
+    killed.kill()
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    return options, folder
+
+
+def test_killed_and_resumed_is_as_if_never_interrupted(killed_run, call, monkeypatch):
+    options, folder = killed_run
+    monkeypatch.chdir(folder)
+    assert 3 <= models.load_checkpoint("out/killed/last.pt")["epoch"] < 6
+    code, out, err = call(train.main, *options, "--run-name", "killed", "--resume")
+    assert code == 0, err
+    assert_same_weights(folder / "out/whole/last.pt", folder / "out/killed/last.pt")
+    assert_same_weights(folder / "out/whole/best.pt", folder / "out/killed/best.pt")
+    assert history_without_seconds(folder / "out/whole") == history_without_seconds(folder / "out/killed")
+    assert (folder / "out/killed/confusion_matrix_test.png").exists()
+
+
+def quick(call, *options, model="cnn1", epochs=2, code=0):
+    result = call(train.main, "--model", model, *DIGITS, "--epochs", epochs, *options)
+    assert result[0] == code, result
+    return result
+
+
+def test_same_command_twice_gives_the_same_bits_and_another_seed_others(call, tmp_path):
+    for name, seed in (("first", 3), ("second", 3), ("other", 4)):
+        quick(call, "--seed", seed, "--out-dir", ".", "--run-name", name, model="vgg", epochs=1)
+    assert history_without_seconds(tmp_path / "first") == history_without_seconds(tmp_path / "second")
+    assert_same_weights(tmp_path / "first/last.pt", tmp_path / "second/last.pt")
+    assert history_without_seconds(tmp_path / "first") != history_without_seconds(tmp_path / "other")
+
+
+def test_each_setting_of_the_recipe_does_something(call, tmp_path):
+    changes = {
+        "default": [],
+        "learning rate": ["--learning-rate", "1e-3"],
+        "batch size": ["--batch-size", "100"],
+        "weight decay": ["--weight-decay", "1"],
+        "augment": ["--augment"],
+        "schedule": ["--schedule", "cosine"],
+    }
+    losses = {}
+    for name, options in changes.items():
+        quick(call, *options, "--out-dir", ".", "--run-name", name)
+        losses[name] = history_without_seconds(tmp_path / name)[-1]["train_loss"]
+    assert len(set(losses.values())) == len(changes), losses
+
+
+def test_cosine_schedule_rises_shortly_then_falls_to_nothing():
+    settings = {"schedule": "cosine", "learning_rate": 0.5}
+    rates = [train.learning_rate_at(step, 200, settings) for step in range(200)]
+    assert rates[:10] == pytest.approx([0.05 * step for step in range(1, 11)])
+    assert rates[10] == 0.5 and rates[105] == pytest.approx(0.25)
+    assert all(later < earlier for earlier, later in zip(rates[10:], rates[11:]))
+    assert 0 < rates[-1] < 0.001
+
+
+def test_loss_is_averaged_over_samples_and_taken_on_the_logits(call, tmp_path):
+    """With a rate so small that no weight changes, training loss is the loss of the initial network, by hand."""
+    quick(call, "--learning-rate", "1e-12", "--precision", "fp32", "--out-dir", ".", epochs=1)
+    split = data.load_splits("digits", "", ["train"])["train"]
+    torch.manual_seed(0)
+    model = models.build("cnn1", *data.channel_statistics(split.images))
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(model.logits(split.images), split.labels).item()
+        accuracy = (model(split.images).argmax(dim=1) == split.labels).double().mean().item()
+    row = history_without_seconds(tmp_path / "cnn1")[0]
+    assert float(row["train_loss"]) == pytest.approx(loss, rel=1e-5)
+    assert float(row["train_accuracy"]) == pytest.approx(accuracy)
+
+
+def test_target_loss_ends_the_run(call, tmp_path):
+    _, out, _ = quick(call, "--target-loss", "0.5", "--out-dir", ".", epochs=50)
+    history = history_without_seconds(tmp_path / "cnn1")
+    losses = [float(row["validation_loss"]) for row in history]
+    assert losses[-1] <= 0.5 < min(losses[:-1]) and len(losses) < 50
+    assert (tmp_path / "cnn1/metrics.json").exists()
+
+
+def test_resume_continues_a_finished_run_with_more_epochs_and_its_own_settings(call, tmp_path):
+    common = ["--seed", "5", "--augment", "--out-dir", "."]
+    quick(call, *common, "--run-name", "four", epochs=4)
+    quick(call, *common, epochs=2)
+    quick(call, "--out-dir", ".", "--resume", epochs=4)
+    assert_same_weights(tmp_path / "four/last.pt", tmp_path / "cnn1/last.pt")
+    code, out, err = quick(call, "--out-dir", ".", "--resume", epochs=4)
+    assert "All epochs are trained" in out
+
+
+def test_finished_run_is_replaced_but_an_unfinished_one_only_when_told(call, tmp_path):
+    options = ["--out-dir", "."]
+    quick(call, *options, "--seed", "1")
+    quick(call, *options, "--seed", "2")  # the first was finished
+    second = (tmp_path / "cnn1/last.pt").read_bytes()
+    (tmp_path / "cnn1/metrics.json").unlink()  # as if killed before its end
+    code, out, err = quick(call, *options, "--seed", "3", code=2)
+    assert "--resume" in err and "--overwrite" in err and len(err.splitlines()) == 1
+    assert (tmp_path / "cnn1/last.pt").read_bytes() == second
+    quick(call, *options, "--seed", "3", "--overwrite")
+    assert (tmp_path / "cnn1/last.pt").read_bytes() != second
+
+
+def test_loss_that_is_not_finite_stops_the_run(call, tmp_path):
+    code, out, err = quick(call, "--learning-rate", "1e12", "--out-dir", ".", model="cnn2", code=1)
+    assert "epoch 1, step" in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "cnn2/last.pt").exists()
+
+
+@pytest.mark.parametrize(("which", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_a_run_at_once_and_tell_how_to_go_on(tmp_path, which, code):
+    process = start("train.py", "--model", "cnn1", *DIGITS, "--epochs", 100_000, "--run-name", "long", folder=tmp_path)
+    output_until(process, "epoch      2/100000")
+    process.send_signal(which)
+    out, err = process.communicate()
+    assert process.returncode == code and "Traceback" not in err
+    command = err.splitlines()[-1].split()
+    assert command[0] == "python" and command[-1] == "--resume"
+    resumed = start("train.py", *command[2:], folder=tmp_path)
+    output_until(resumed, "/100000")
+    resumed.kill()
+    resumed.communicate()
+    models.load_checkpoint(tmp_path / "outs/digits/long/last.pt")
+
+
+def test_two_runs_never_share_a_folder(call, tmp_path):
+    first = start("train.py", "--model", "cnn1", *DIGITS, "--epochs", 100_000, folder=tmp_path)
+    output_until(first, "epoch      1/100000")
+    for option in ("--overwrite", "--resume"):
+        code, out, err = quick(call, option, code=2)
+        assert "another run is writing" in err and len(err.splitlines()) == 1
+    first.kill()
+    first.communicate()
+
+
+MISTAKES = {
+    "no model": (["--dataset", "digits"], "--model"),
+    "unknown model": (["--model", "resnet"], "'resnet'"),
+    "unknown option": (["--model", "cnn1", "--lr", "1"], "--lr"),
+    "unknown device": (["--model", "cnn1", "--device", "abacus"], "--device abacus"),
+    "absent device": (["--model", "cnn1", "--device", "cuda:99"], "--device cuda:99"),
+    "both ways": (["--model", "cnn1", "--resume", "--overwrite"], "not allowed with"),
+    "nothing to resume": (["--model", "cnn1", *DIGITS, "--resume"], "nothing to resume"),
+    "run name with folders": (["--model", "cnn1", "--run-name", "a/b"], "'a/b'"),
+    "run name upwards": (["--model", "cnn1", "--run-name", ".."], "'..'"),
+    "run folder is a file": (["--model", "cnn1", *DIGITS, "--out-dir", "file"], "file"),
+    "data folder is a file": (["--model", "cnn1", "--data-dir", "file"], "file"),
+}
+for option in ("--epochs", "--batch-size", "--seed"):
+    for value in ("-1", "nan", "inf", "1.5", "1" + "0" * 5000, "many", "") + (("0",) if option != "--seed" else ()):
+        MISTAKES[f"{option} {value:.9}"] = (["--model", "cnn1", *DIGITS, option, value], option)
+for option in ("--learning-rate", "--weight-decay", "--target-loss"):
+    for value in ("-1", "nan", "inf", "1e999", "many", "") + (("0",) if option == "--learning-rate" else ()):
+        MISTAKES[f"{option} {value}"] = (["--model", "cnn1", *DIGITS, option, value], option)
+
+
+@pytest.mark.parametrize(("arguments", "reason"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_gets_one_line_and_changes_nothing(call, tmp_path, arguments, reason):
+    (tmp_path / "file").write_text("precious")
+    code, out, err = call(train.main, *arguments)
+    assert code == 2 and out == ""
+    assert reason in err and len(err.splitlines()) == 1 and "Traceback" not in err
+    assert (tmp_path / "file").read_text() == "precious"
+    assert not list(tmp_path.rglob("*.*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--model", "cnn2", *DIGITS], "--model cnn1, not cnn2"),
+        (["--model", "cnn1"], "--dataset digits, not cifar10"),
+        (["--model", "cnn1", *DIGITS, "--batch-size", "64"], "batch_size 32, not 64"),
+        (["--model", "cnn1", *DIGITS, "--augment"], "augment False, not True"),
+    ],
+)
+def test_a_run_is_not_resumed_as_another(call, tmp_path, options, reason):
+    quick(call, "--out-dir", ".", "--run-name", "run", epochs=1)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    code, out, err = call(train.main, *options, "--out-dir", ".", "--run-name", "run", "--resume")
+    assert code == 2 and reason in err and len(err.splitlines()) == 1
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_damaged_or_plain_checkpoints_are_not_resumed_from(call, tmp_path):
+    quick(call, "--out-dir", ".", epochs=1)
+    last = tmp_path / "cnn1/last.pt"
+    whole = last.read_bytes()
+    for content, reason in ((whole[:-100], "damaged"), ((tmp_path / "cnn1/best.pt").read_bytes(), "no optimiser state")):
+        last.write_bytes(content)
+        code, out, err = quick(call, "--out-dir", ".", "--resume", code=2)
+        assert "last.pt" in err and reason in err and len(err.splitlines()) == 1
+    last.write_bytes(whole)
+    (tmp_path / "cnn1/best.pt").unlink()
+    assert "best.pt" in quick(call, "--out-dir", ".", "--resume", code=2)[2]
+
+
+def test_full_disk_keeps_the_last_good_checkpoint(call, tmp_path, monkeypatch):
+    quick(call, "--out-dir", ".", "--run-name", "whole", epochs=3)
+    fsync, calls = train.models.os.fsync, []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) > 8:  # in the second epoch
+            raise OSError(28, "No space left on device")
+        fsync(handle)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(train.models.os, "fsync", full)
+        code, out, err = quick(call, "--out-dir", ".", epochs=3, code=2)
+    assert "No space left" in err and "cnn1" in err and len(err.splitlines()) == 1
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert models.load_checkpoint(tmp_path / "cnn1/last.pt")["epoch"] >= 1
+    quick(call, "--out-dir", ".", "--resume", epochs=3)
+    assert_same_weights(tmp_path / "whole/last.pt", tmp_path / "cnn1/last.pt")
+
+
+def test_a_terminal_gets_a_progress_bar(call, tmp_path, monkeypatch, capsys):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["--model", "cnn1", *DIGITS, "--epochs", "1"]) == 0
+    assert "epoch 1" in terminal.getvalue() and "\r" in terminal.getvalue()
+
+
+def test_compiled_training_saves_plain_names(monkeypatch, call, tmp_path):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
+    quick(call, "--compile", "--out-dir", ".", epochs=1)
+    assert len(compiled) == 1
+    assert not [name for name in models.load_checkpoint(tmp_path / "cnn1/best.pt")["weights"] if "_orig_mod" in name]
+
+
+def test_bf16_is_chosen_only_where_it_is_native(monkeypatch):
+    cpu = torch.device("cpu")
+    for bf16, amx, expected in ((True, False, "bf16"), (False, True, "bf16"), (False, False, "fp32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+        assert train.choose_precision("auto", cpu) == expected
+    assert train.choose_precision("bf16", cpu) == "bf16" and train.choose_precision("fp32", cpu) == "fp32"
