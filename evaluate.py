@@ -1,5 +1,7 @@
 """Evaluate saved checkpoints: metrics, tables and pictures; or let one name your own pictures.
 
+Usage:
+
     python evaluate.py                                      every best.pt under outs/exercise_04, and the comparison
     python evaluate.py outs/exercise_04/cnn2/best.pt        one of them
     python evaluate.py outs/exercise_04/cnn2/best.pt --image cat.jpg
@@ -165,7 +167,9 @@ def format_table(rows):
     """Rows of strings -> aligned lines, the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join(
-        "  ".join(cell.rjust(width) if index else cell.ljust(width) for index, (cell, width) in enumerate(zip(row, widths)))
+        "  ".join(
+            cell.rjust(width) if index else cell.ljust(width) for index, (cell, width) in enumerate(zip(row, widths))
+        )
         for row in rows
     )
 
@@ -206,7 +210,8 @@ def compare(folders):
     out_dir = folders[0].parent
     models.write_atomically(out_dir / plots.COMPARISON, csv_bytes(rows))
     models.write_atomically(
-        (out_dir / plots.COMPARISON).with_suffix(".md"), "".join(f"| {' | '.join(line)} |\n" for line in markdown).encode()
+        (out_dir / plots.COMPARISON).with_suffix(".md"),
+        "".join(f"| {' | '.join(line)} |\n" for line in markdown).encode(),
     )
     plots.draw_comparison(out_dir)
     print(f"\n{format_table([header, *cells])}\n\nThe comparison is in {out_dir}")

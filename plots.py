@@ -1,5 +1,7 @@
 """Every picture of the project, each drawn from files of a run folder, so that it can be redrawn without training.
 
+Usage:
+
     python plots.py outs/exercise_04        redraw all pictures of all runs under a folder
 """
 
@@ -99,15 +101,36 @@ def draw_loss(folder, model):
         validation = history[f"validation_{quantity}"]
         axes.plot(epochs, validation, "-", color=ORANGE, label="validation")
         axes.axvline(epochs[lowest], color="0.45", linestyle=":", linewidth=1)
-        axes.plot(epochs[lowest], validation[lowest], "v", color="black", label=f"lowest validation loss: epoch {epochs[lowest]:.0f}")
-        axes.plot(epochs[best], validation[best], "o", color="black", fillstyle="none", markersize=9, label=f"best validation accuracy, kept: epoch {epochs[best]:.0f}")
+        axes.plot(
+            epochs[lowest],
+            validation[lowest],
+            "v",
+            color="black",
+            label=f"lowest validation loss: epoch {epochs[lowest]:.0f}",
+        )
+        axes.plot(
+            epochs[best],
+            validation[best],
+            "o",
+            color="black",
+            fillstyle="none",
+            markersize=9,
+            label=f"best validation accuracy, kept: epoch {epochs[best]:.0f}",
+        )
         axes.set(xlabel="epoch", ylabel=quantity)
+        axes.set_xlim(1 - 0.02 * len(epochs), len(epochs) + 0.02 * len(epochs))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("cross-entropy loss")
     figure.axes[1].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     figure.suptitle(f"{model}: training and validation by epoch")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small", frameon=False)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=4,
+        fontsize="small",
+        frameon=False,
+    )
     save(figure, folder / LOSS_PLOT)
 
 
@@ -116,7 +139,7 @@ def draw_confusion_matrix(folder, metrics, split):
     counts = np.array(metrics[split]["confusion_matrix"])
     classes = list(metrics[split]["per_class"])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure = Figure(figsize=(7.5, 7), layout="constrained")
+    figure = Figure(figsize=(7.5, 6.6), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(*counts.shape):
@@ -133,7 +156,9 @@ def draw_confusion_matrix(folder, metrics, split):
     axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="predicted class", ylabel="true class")
-    axes.set_title(f"{metrics['model']}, {split}: {metrics[split]['samples']:,} images, accuracy {metrics[split]['accuracy']:.2%}")
+    axes.set_title(
+        f"{metrics['model']}, {split}: {metrics[split]['samples']:,} images, accuracy {metrics[split]['accuracy']:.2%}"
+    )
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class", format=PercentFormatter(1, decimals=0))
     save(figure, folder / CONFUSION_MATRIX.format(split))
 
@@ -154,7 +179,9 @@ def draw_metric_table(folder, metrics, split):
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.axis("off")
-    table = axes.table(body, colLabels=header, loc="center", cellLoc="right", colWidths=[0.22, 0.15, 0.15, 0.15, 0.17, 0.14])
+    table = axes.table(
+        body, colLabels=header, loc="center", cellLoc="right", colWidths=[0.22, 0.15, 0.15, 0.15, 0.17, 0.14]
+    )
     table.auto_set_font_size(False)
     table.set_fontsize(10)
     table.scale(1, 1.35)
@@ -181,7 +208,7 @@ def draw_examples(out_dir):
     tiles = np.pad(images, [(0, 0), (0, 0), (0, 0), (2, 2), (2, 2)], constant_values=255)
     side = tiles.shape[-1]
     mosaic = tiles.transpose(0, 3, 1, 4, 2).reshape(tiles.shape[0] * side, tiles.shape[1] * side, 3)
-    figure = Figure(figsize=(7, 6.4), layout="constrained")
+    figure = Figure(figsize=(8, 7), layout="constrained")
     axes = figure.subplots()
     axes.imshow(mosaic, interpolation="nearest")
     axes.set_yticks(np.arange(len(classes)) * side + side / 2, classes)
@@ -201,7 +228,9 @@ def draw_comparison(out_dir):
     figure = Figure(figsize=(8, 1.6 + 0.7 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for split, marker, colour in (("train", "s", BLUE), ("validation", "^", GREEN)):
-        axes.plot(column[f"{split}_accuracy"], positions, marker, color=colour, fillstyle="none", label=f"{split} accuracy")
+        axes.plot(
+            column[f"{split}_accuracy"], positions, marker, color=colour, fillstyle="none", label=f"{split} accuracy"
+        )
     test = column["test_accuracy"]
     margins = [test - column["interval_low"], column["interval_high"] - test]
     axes.errorbar(test, positions, xerr=margins, fmt="o", color=ORANGE, capsize=3, label="test accuracy, 95 % interval")

@@ -1,5 +1,7 @@
 """Train one network and leave a finished run folder: checkpoints, history, metrics, tables and pictures.
 
+Usage:
+
     python train.py --model cnn2                            the exercise: CIFAR-10, 80 epochs, AdamW, 1e-4, batch 32
     python train.py --model cnn2 --dataset digits --epochs 10       a first try, offline, in seconds
     python train.py --model cnn2 --resume                   go on where a stopped run was
@@ -87,7 +89,9 @@ def parse_arguments(argv):
     parser = evaluate.Parser(description="Train a network and evaluate its best epoch.", allow_abbrev=False)
     what = parser.add_argument_group("what to train")
     what.add_argument("--model", required=True, choices=models.MODELS, help="the network")
-    what.add_argument("--dataset", choices=data.CLASSES, default="cifar10", help="digits needs no download (default: %(default)s)")
+    what.add_argument(
+        "--dataset", choices=data.CLASSES, default="cifar10", help="digits needs no download (default: %(default)s)"
+    )
 
     recipe = parser.add_argument_group("recipe", "the defaults are the exercise's")
     setting(recipe, "epochs", "passes over the training split", type=number(int, 1, 10**6))
@@ -96,7 +100,12 @@ def parse_arguments(argv):
     setting(recipe, "weight_decay", "AdamW's decoupled weight decay", type=number(float, 0, 1e12))
     setting(recipe, "target_loss", "stop once the validation loss is as low", type=number(float, 0, 1e12))
     setting(recipe, "augment", "flip and shift training images at random", action="store_true")
-    setting(recipe, "schedule", "of the learning rate; cosine: a short warm-up, then down to 0", choices=["constant", "cosine"])
+    setting(
+        recipe,
+        "schedule",
+        "of the learning rate; cosine: a short warm-up, then down to 0",
+        choices=["constant", "cosine"],
+    )
     setting(recipe, "seed", "of weights, batch order, dropout and augmentation", type=number(int, 0, 2**63 - 1))
 
     run = parser.add_argument_group("run folder")
@@ -141,7 +150,7 @@ def plain_name(text):
 
 
 def choose_precision(name, device):
-    """"bf16" or "fp32"; auto takes bf16 only where it is native, since emulated it is many times slower."""
+    """ "bf16" or "fp32"; auto takes bf16 only where it is native, since emulated it is many times slower."""
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -262,11 +271,11 @@ def train(arguments, folder, settings, saved, history, device):
     while not has_ended(history, settings):
         epoch = len(history) + 1
         start = time.perf_counter()
-        train_loss, train_accuracy = train_epoch(
-            model, forward, optimizer, splits["train"], settings, epoch, autocast
-        )
+        train_loss, train_accuracy = train_epoch(model, forward, optimizer, splits["train"], settings, epoch, autocast)
         training_seconds = time.perf_counter() - start
-        validation_loss, validation_accuracy = evaluate.mean_loss_and_accuracy(*evaluate.infer(model, splits["validation"]))
+        validation_loss, validation_accuracy = evaluate.mean_loss_and_accuracy(
+            *evaluate.infer(model, splits["validation"])
+        )
         if not math.isfinite(validation_loss):
             raise NotFinite(f"the validation loss is {validation_loss} after epoch {epoch}")
         row = {
@@ -292,7 +301,12 @@ def train(arguments, folder, settings, saved, history, device):
             "weights": model.state_dict(),
         }
         save_epoch(folder, checkpoint, optimizer, history)
-        report(row, settings["epochs"], len(splits["train"].labels) / training_seconds, is_best=best_epoch(history) == epoch)
+        report(
+            row,
+            settings["epochs"],
+            len(splits["train"].labels) / training_seconds,
+            is_best=best_epoch(history) == epoch,
+        )
 
 
 def train_epoch(model, forward, optimizer, split, settings, epoch, autocast):
@@ -358,9 +372,7 @@ def save_epoch(folder, checkpoint, optimizer, history):
     # best.pt first: were it missing for a moment that last.pt knows of, a resume could not bring it back.
     if best_epoch(history) == checkpoint["epoch"]:
         models.save_checkpoint(folder / plots.BEST, checkpoint)
-    models.save_checkpoint(
-        folder / plots.LAST, checkpoint | {"optimizer": optimizer.state_dict(), "history": history}
-    )
+    models.save_checkpoint(folder / plots.LAST, checkpoint | {"optimizer": optimizer.state_dict(), "history": history})
     models.write_atomically(folder / plots.HISTORY, evaluate.csv_bytes(history))
 
 

@@ -18,7 +18,11 @@ def a_split(count=100):
 
 def test_digits_are_split_without_overlap_in_cifar10s_proportions():
     splits = data.load_splits("digits", "nowhere")
-    assert {name: len(split.labels) for name, split in splits.items()} == {"train": 1347, "validation": 150, "test": 300}
+    assert {name: len(split.labels) for name, split in splits.items()} == {
+        "train": 1347,
+        "validation": 150,
+        "test": 300,
+    }
     for split in splits.values():
         assert split.images.shape[1:] == (3, 32, 32) and split.images.dtype == torch.uint8
         assert split.images.is_contiguous(memory_format=torch.channels_last)
@@ -29,7 +33,9 @@ def test_digits_are_split_without_overlap_in_cifar10s_proportions():
 
 
 def test_split_seed_decides_the_validation_images():
-    first, same, other = (data.load_splits("digits", "nowhere", ["validation"], seed)["validation"] for seed in (0, 0, 1))
+    first, same, other = (
+        data.load_splits("digits", "nowhere", ["validation"], seed)["validation"] for seed in (0, 0, 1)
+    )
     assert torch.equal(first.images, same.images)
     assert not torch.equal(first.images, other.images)
 

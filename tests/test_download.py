@@ -91,7 +91,9 @@ def test_the_last_mirror_may_be_slow(server, monkeypatch, tmp_path):
 
 
 def test_where_all_fail_every_address_stands_with_its_reason_and_the_ways_out(server, monkeypatch, tmp_path):
-    addresses = mirrors(server, monkeypatch, "/dead", "/missing", "/truncated", "/wrong", "/page", "/endless", "/silent")
+    addresses = mirrors(
+        server, monkeypatch, "/dead", "/missing", "/truncated", "/wrong", "/page", "/endless", "/silent"
+    )
     with pytest.raises(data.DataError) as failed:
         data.load_splits("cifar10", tmp_path / "data")
     message = str(failed.value)

@@ -135,7 +135,9 @@ def test_checkpoint_without_an_entry_is_refused(tmp_path):
 
 def test_failed_write_leaves_the_former_file_and_nothing_else(tmp_path, monkeypatch):
     models.write_atomically(tmp_path / "file", b"former")
-    monkeypatch.setattr(models.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        models.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(OSError) as full:
         models.write_atomically(tmp_path / "file", b"new")
     assert full.value.filename == str(tmp_path / "file")

@@ -273,7 +273,10 @@ def test_damaged_or_plain_checkpoints_are_not_resumed_from(call, tmp_path):
     quick(call, "--out-dir", ".", epochs=1)
     last = tmp_path / "cnn1/last.pt"
     whole = last.read_bytes()
-    for content, reason in ((whole[:-100], "damaged"), ((tmp_path / "cnn1/best.pt").read_bytes(), "no optimiser state")):
+    for content, reason in (
+        (whole[:-100], "damaged"),
+        ((tmp_path / "cnn1/best.pt").read_bytes(), "no optimiser state"),
+    ):
         last.write_bytes(content)
         code, out, err = quick(call, "--out-dir", ".", "--resume", code=2)
         assert "last.pt" in err and reason in err and len(err.splitlines()) == 1
