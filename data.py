@@ -31,9 +31,8 @@ CLASSES = {
     "cifar10": ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
     "digits": [str(digit) for digit in range(10)],
 }
-SPLITS = ("train", "validation", "test")
 SPLIT_SEED = 0
-VALIDATION_SHARE, TEST_SHARE = 5_000 / 60_000, 10_000 / 60_000
+VALIDATION, TEST, TOTAL = 5_000, 10_000, 60_000  # images of CIFAR-10; the digits are split in the same proportions
 
 # Byte-identical copies of the archive. The official host, throttled since June 2026 (pytorch/vision issue 9536:
 # 40 to 57 minutes, or a time-out), is the last resort.
@@ -65,7 +64,7 @@ class Split(NamedTuple):
         return Split(self.images.to(device), self.labels.to(device))
 
 
-def load_splits(dataset, data_dir, names=SPLITS, split_seed=SPLIT_SEED):
+def load_splits(dataset, data_dir, names=("train", "validation", "test"), split_seed=SPLIT_SEED):
     """The named splits of a data set on the CPU, as a dict from name to Split.
 
     Training asks for "train" and "validation" alone, so that it can't see a test image. `split_seed` decides which
@@ -96,8 +95,8 @@ def split_digits(split_seed):
     grey = [Image.fromarray((image * (255 / 16)).round().astype(np.uint8)) for image in digits.images]
     pixels = np.stack([np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR).convert("RGB")) for image in grey])
     labels, total = digits.target, len(digits.target)
-    rest, test = stratified(labels, round(total * TEST_SHARE), split_seed)
-    train, validation = stratified(labels[rest], round(total * VALIDATION_SHARE), split_seed)
+    rest, test = stratified(labels, round(total * TEST / TOTAL), split_seed)
+    train, validation = stratified(labels[rest], round(total * VALIDATION / TOTAL), split_seed)
     parts = {"train": rest[train], "validation": rest[validation], "test": test}
     return {name: as_split(pixels[part], labels[part]) for name, part in parts.items()}
 
@@ -113,7 +112,7 @@ def read_cifar10(data_dir, names, split_seed):
             if "train" in names or "validation" in names:
                 official = CIFAR10(root, train=True)
                 labels = np.array(official.targets)
-                train, validation = stratified(labels, round(60_000 * VALIDATION_SHARE), split_seed)
+                train, validation = stratified(labels, VALIDATION, split_seed)
                 splits["train"] = as_split(official.data[train], labels[train])
                 splits["validation"] = as_split(official.data[validation], labels[validation])
         except RuntimeError as error:  # torchvision says that something is wrong; say which file
@@ -147,16 +146,19 @@ def cifar10_root(data_dir):
     elif not check_integrity(archive, ARCHIVE_MD5):
         raise DataError(f"{archive} is damaged (its MD5 is wrong): remove it to have it fetched again")
     try:
-        temporary = tempfile.TemporaryDirectory(prefix=".extracting-", dir=data_dir)
+        temporary, keep = tempfile.TemporaryDirectory(prefix=".extracting-", dir=data_dir), True
     except OSError:
-        temporary = tempfile.TemporaryDirectory()
+        temporary, keep = tempfile.TemporaryDirectory(), False
     with temporary as extracted:
         extract_archive(str(archive), extracted)
-        if Path(extracted).parent != data_dir:
+        if not keep:
             yield Path(extracted)
             return
-        # Only a whole folder ever gets the final name.
-        os.replace(Path(extracted) / CIFAR10.base_folder, folder)
+        try:
+            os.replace(Path(extracted) / CIFAR10.base_folder, folder)  # so only a whole folder ever has this name
+        except OSError:
+            if not folder.is_dir():  # else another run was faster
+                raise
     yield data_dir
 
 

@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import math
+import os
 import signal
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ BATCH_SIZE = 500  # images predicted at a time; it decides memory and speed, not
 def main(argv=None):
     arguments = parse_arguments(argv)
     device = choose_device(arguments.device)
-    checkpoints = arguments.checkpoint or sorted(DEFAULT_OUT_DIR["cifar10"].glob("*/best.pt"))
+    checkpoints = arguments.checkpoint or sorted(DEFAULT_OUT_DIR["cifar10"].glob(f"*/{plots.BEST}"))
     if not checkpoints:
         raise models.CheckpointError(f"no checkpoint named, and no best.pt under {DEFAULT_OUT_DIR['cifar10']}")
     if arguments.image:
@@ -41,7 +42,9 @@ def main(argv=None):
     # All are read before any is evaluated: a wrong name among them is found at once.
     datasets = {models.load_checkpoint(path)["dataset"] for path in checkpoints}
     if len(datasets) > 1:
-        raise models.CheckpointError(f"checkpoints of different data sets can't be compared: {', '.join(datasets)}")
+        raise models.CheckpointError(
+            f"checkpoints of different data sets can't be compared: {', '.join(sorted(datasets))}"
+        )
     for path in checkpoints:
         evaluate_checkpoint(path, arguments.data_dir, device)
     if len(checkpoints) > 1:
@@ -85,7 +88,8 @@ def mean_loss_and_accuracy(log_probabilities, labels):
 
 def evaluate_checkpoint(path, data_dir, device):
     """Evaluate one checkpoint on the three splits; write metrics.json, predictions_test.npz and the pictures, print
-    the tables. Returns the metrics as they stand in metrics.json."""
+    the tables. Returns the metrics as they stand in metrics.json; their "seconds" are those of all epochs up to the
+    checkpoint's."""
     path = Path(path)
     model, checkpoint = models.load_model(path)
     model.to(device)
@@ -120,7 +124,7 @@ def evaluate_checkpoint(path, data_dir, device):
 def results_folder(checkpoint_path):
     """best.pt is what its run folder is about; the results of any other file go to a folder of its own beside it."""
     path = Path(checkpoint_path)
-    return path.parent if path.name == plots.BEST else path.with_suffix("")
+    return path.parent if path.name == plots.BEST else path.with_name(f"{path.stem}_results")
 
 
 def split_metrics(log_probabilities, labels, classes):
@@ -186,6 +190,7 @@ def format_metrics(metrics):
 def compare(folders):
     """Write comparison.csv, .md and .png over the metrics.json of several runs into the folder that holds the first."""
     rows = []
+    folders = [Path(folder).resolve() for folder in folders]
     for folder in folders:
         metrics = json.loads((folder / plots.METRICS).read_text())
         test = metrics["test"]
@@ -205,7 +210,7 @@ def compare(folders):
         )
     rows.sort(key=lambda row: row["test_accuracy"])
     header = [column.replace("_", " ") for column in rows[0]]
-    cells = [[format_cell(value) for value in row.values()] for row in rows]
+    cells = [[format_cell(column, value) for column, value in row.items()] for row in rows]
     markdown = [header, ["---"] + ["---:"] * (len(header) - 1), *cells]
     out_dir = folders[0].parent
     models.write_atomically(out_dir / plots.COMPARISON, csv_bytes(rows))
@@ -217,10 +222,10 @@ def compare(folders):
     print(f"\n{format_table([header, *cells])}\n\nThe comparison is in {out_dir}")
 
 
-def format_cell(value):
-    """Text as it is, counts with thousands separators, shares in percent, anything larger with one decimal."""
+def format_cell(column, value):
+    """Seconds with one decimal, other floats in percent, counts with thousands separators, text as it is."""
     if isinstance(value, float):
-        return f"{value:.2%}" if value <= 1 else f"{value:.1f}"
+        return f"{value:.1f}" if column.startswith("seconds") else f"{value:.2%}"
     return value if isinstance(value, str) else f"{value:,}"
 
 
@@ -277,13 +282,20 @@ def add_common_arguments(group):
 
 
 def choose_device(name):
-    """A torch.device that can be used here; raises UsageError for one that can't."""
+    """A torch.device that can be used here, set to compute the same each time; raises UsageError for one that can't.
+
+    A CPU computes the same by itself, with the same number of threads.
+    """
+    if torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS wants it for that
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.allow_tf32 = False  # fp32 is to mean fp32
     if name == "auto":
         return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).partition("\n")[0]
         raise UsageError(f"--device {name} can't be used here: {reason}") from error
     return device
@@ -310,10 +322,14 @@ def run_command(main):
     signal.signal(signal.SIGTERM, raise_terminated)
     try:
         return main()
-    except (UsageError, data.DataError, models.CheckpointError) as error:
+    except (UsageError, data.DataError, models.CheckpointError, plots.PlotError) as error:
         print_error(error)
     except OSError as error:
         print_error(f"{error.filename}: {error.strerror}" if error.filename else error)
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        print_error("out of memory: a smaller --batch-size, or a smaller model, needs less")
     except KeyboardInterrupt as interrupt:
         return 143 if isinstance(interrupt, Terminated) else 130
     return 2

@@ -151,7 +151,7 @@ def write_atomically(path, content):
     Raises OSError (full disk, no permission); the former content then stays, and no temporary file is left.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(content)

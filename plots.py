@@ -35,6 +35,10 @@ METRIC_COLUMNS = ("precision", "recall", "f1", "specificity")
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 
 
+class PlotError(Exception):
+    """A file that can't be drawn from; the message says which."""
+
+
 def pictures_of_a_run():
     """The names of the pictures that draw_run draws."""
     return [LOSS_PLOT, *(name.format(split) for split in SPLITS for name in (CONFUSION_MATRIX, METRIC_TABLE))]
@@ -43,14 +47,15 @@ def pictures_of_a_run():
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Redraw the pictures of all runs under a folder from its files.")
     parser.add_argument("folder", type=Path, nargs="?", default="outs/exercise_04", help="(default: %(default)s)")
+    parser.error = lambda message: parser.exit(2, f"plots.py: {message}\n")  # one line, without the usage
     folder = parser.parse_args(argv).folder
     drawn = []
     for name, draw in ((METRICS, draw_run), (EXAMPLES, draw_examples), (COMPARISON, draw_comparison)):
         for path in sorted(folder.rglob(name)):
             try:
                 draw(path.parent)
-            except (OSError, ValueError, KeyError, IndexError) as error:
-                print(f"plots.py: {path} or a file beside it is damaged or missing: {error}", file=sys.stderr)
+            except (PlotError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
+                print(f"plots.py: can't draw {path} and what is beside it: {error}", file=sys.stderr)
                 return 2
             drawn.append(str(path))
     if not drawn:
@@ -65,7 +70,7 @@ def draw_run(folder):
     folder = Path(folder)
     metrics = json.loads((folder / METRICS).read_text())
     if (folder / HISTORY).exists():
-        draw_loss(folder, metrics["model"])
+        draw_loss(folder, metrics)
     for split in SPLITS:
         draw_confusion_matrix(folder, metrics, split)
         draw_metric_table(folder, metrics, split)
@@ -73,7 +78,7 @@ def draw_run(folder):
 
 def save(figure, path):
     """Write a figure as PNG, whole or not at all, the same file for the same picture (no version in it)."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
         os.replace(temporary, path)
@@ -83,17 +88,20 @@ def save(figure, path):
 
 def read_history(folder):
     """history.csv as a dict from column to a float array [epochs]."""
-    with open(Path(folder) / HISTORY, newline="") as file:
+    path = Path(folder) / HISTORY
+    with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    return {column: np.array([float(row[column]) for row in rows]) for column in rows[0]}
+    try:
+        return {column: np.array([float(row[column]) for row in rows]) for column in rows[0]}
+    except (IndexError, TypeError, ValueError) as error:
+        raise PlotError(f"{path} is damaged") from error
 
 
-def draw_loss(folder, model):
+def draw_loss(folder, metrics):
     """loss_plot.png: loss and accuracy by epoch, the kept epoch and the lowest validation loss marked."""
     history = read_history(folder)
     epochs = history["epoch"]
-    # The best epoch has the highest validation accuracy, and of equals the lowest validation loss.
-    best = np.lexsort((history["validation_loss"], -history["validation_accuracy"]))[0]
+    best = metrics["best_epoch"] - 1
     lowest = history["validation_loss"].argmin()
     figure = Figure(figsize=(9, 4), layout="constrained")
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy")):
@@ -123,7 +131,7 @@ def draw_loss(folder, model):
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("cross-entropy loss")
     figure.axes[1].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    figure.suptitle(f"{model}: training and validation by epoch")
+    figure.suptitle(f"{metrics['model']}: training and validation by epoch")
     figure.legend(
         *figure.axes[0].get_legend_handles_labels(),
         loc="outside lower center",

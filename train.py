@@ -58,6 +58,8 @@ def main(argv=None):
     device = evaluate.choose_device(arguments.device)
     out_dir = arguments.out_dir or evaluate.DEFAULT_OUT_DIR[arguments.dataset]
     folder = out_dir / (arguments.run_name or arguments.model)
+    if arguments.resume and not (folder / plots.LAST).exists():
+        raise evaluate.UsageError(f"nothing to resume: there is no {folder / plots.LAST}")
     with claim_folder(folder):
         saved = saved_run(folder, arguments)
         given = {name: value for name in RECIPE if (value := getattr(arguments, name)) is not None}
@@ -70,7 +72,7 @@ def main(argv=None):
                 train(arguments, folder, settings, saved, history, device)
             evaluate.evaluate_checkpoint(folder / plots.BEST, arguments.data_dir, device)
         except NotFinite as error:
-            evaluate.print_error(f"{error}; the checkpoints before it are kept. Try a lower --learning-rate")
+            evaluate.print_error(f"{error}; what was saved before is kept. Start again with a lower --learning-rate")
             return 1
         except KeyboardInterrupt:
             resumable = history and (folder / plots.LAST).exists()
@@ -83,7 +85,7 @@ def main(argv=None):
 def parse_arguments(argv):
     def setting(group, name, help, **how):
         """An option of the recipe. None unless given, so that a resumed run can tell."""
-        default = "off" if RECIPE[name] in (None, False) else RECIPE[name]
+        default = "off" if RECIPE[name] is None or RECIPE[name] is False else RECIPE[name]
         group.add_argument(f"--{name.replace('_', '-')}", default=None, help=f"{help} (default: {default})", **how)
 
     parser = evaluate.Parser(description="Train a network and evaluate its best epoch.", allow_abbrev=False)
@@ -176,10 +178,13 @@ def claim_folder(folder):
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system ends it with the process, however that ends
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system ends it with the process, however that ends
+        except BlockingIOError:
+            raise evaluate.UsageError(f"another run is writing to {folder}: choose another --run-name") from None
+        for leftover in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
+            leftover.unlink()
         yield
-    except BlockingIOError:
-        raise evaluate.UsageError(f"another run is writing to {folder}: choose another --run-name") from None
     finally:
         os.close(handle)
 
@@ -191,10 +196,8 @@ def saved_run(folder, arguments):
         if last.exists() and not arguments.overwrite and not is_finished(folder):
             raise evaluate.UsageError(f"{folder} holds an unfinished run: use --resume, or --overwrite to replace it")
         return None
-    if not last.exists():
-        raise evaluate.UsageError(f"nothing to resume: there is no {last}")
     saved = models.load_checkpoint(last)
-    models.load_checkpoint(folder / plots.BEST)  # without it, the run could not be evaluated at its end
+    best = models.load_checkpoint(folder / plots.BEST)  # without it, the run could not be evaluated at its end
     if not models.RESUME_FIELDS.keys() <= saved.keys():
         raise models.CheckpointError(f"{last} can't be resumed from: it holds no optimiser state")
     for name in ("model", "dataset"):
@@ -206,6 +209,9 @@ def saved_run(folder, arguments):
         before, now = saved["settings"][name], getattr(arguments, name)
         if now not in (None, before) and name not in may_change:
             raise evaluate.UsageError(f"{last} is of a run with {name} {before}, not {now}: leave that option out")
+    trained = max(saved["epoch"], best["epoch"])  # a kill can leave best.pt one epoch ahead
+    if arguments.epochs is not None and arguments.epochs < trained:
+        raise evaluate.UsageError(f"{folder} has been trained for {trained} epochs: --epochs can't be less")
     return saved
 
 
@@ -237,7 +243,8 @@ def train(arguments, folder, settings, saved, history, device):
     `saved` is the checkpoint to go on from, or None. Raises NotFinite.
     """
     precision = choose_precision(arguments.precision, device)
-    make_deterministic(device)
+    if saved and arguments.precision == "auto" and saved["environment"]["precision"] == "fp32":
+        precision = "fp32"  # as the run was started
 
     splits = data.load_splits(arguments.dataset, arguments.data_dir, ("train", "validation"))
     normalisation = data.channel_statistics(splits["train"].images)
@@ -246,14 +253,12 @@ def train(arguments, folder, settings, saved, history, device):
 
     torch.manual_seed(settings["seed"])
     model = models.build(arguments.model, *normalisation).to(device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings["learning_rate"], weight_decay=settings["weight_decay"], fused=True
-    )
+    optimizer = make_optimizer(model, settings)
     if saved:
         models.load_weights(model, saved["weights"], folder / plots.LAST)
         optimizer.load_state_dict(saved["optimizer"])
     forward = torch.compile(model.logits) if arguments.compile else model.logits
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    autocast = make_autocast(device, precision)
 
     environment = {
         "torch_version": str(torch.__version__),
@@ -261,6 +266,10 @@ def train(arguments, folder, settings, saved, history, device):
         "precision": precision,
         "threads": torch.get_num_threads(),
     }
+    if saved and saved["environment"] != environment:
+        print(
+            f"Note: the run was started with {saved['environment']}; the same bits are not to be had with {environment}."
+        )
     print(
         f"{arguments.model} on {arguments.dataset}: {models.count_parameters(model):,} parameters, "
         f"{len(splits['train'].labels):,} training and {len(splits['validation'].labels):,} validation images, "
@@ -307,6 +316,18 @@ def train(arguments, folder, settings, saved, history, device):
             len(splits["train"].labels) / training_seconds,
             is_best=best_epoch(history) == epoch,
         )
+
+
+def make_optimizer(model, settings):
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), one kernel for all parameters."""
+    return torch.optim.AdamW(
+        model.parameters(), lr=settings["learning_rate"], weight_decay=settings["weight_decay"], fused=True
+    )
+
+
+def make_autocast(device, precision):
+    """The context of a forward pass: bfloat16 where it pays, or nothing."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def train_epoch(model, forward, optimizer, split, settings, epoch, autocast):
@@ -369,16 +390,17 @@ def save_epoch(folder, checkpoint, optimizer, history):
     """Bring a run folder up to date, in an order that leaves it resumable whenever the program dies."""
     if len(history) == 1:
         remove_former_run(folder)
-    # best.pt first: were it missing for a moment that last.pt knows of, a resume could not bring it back.
+    (folder / plots.METRICS).unlink(missing_ok=True)  # from here on the run in the folder isn't finished
+    # last.pt last: what it doesn't know of yet is done again, and what it knows of is there.
     if best_epoch(history) == checkpoint["epoch"]:
         models.save_checkpoint(folder / plots.BEST, checkpoint)
-    models.save_checkpoint(folder / plots.LAST, checkpoint | {"optimizer": optimizer.state_dict(), "history": history})
     models.write_atomically(folder / plots.HISTORY, evaluate.csv_bytes(history))
+    models.save_checkpoint(folder / plots.LAST, checkpoint | {"optimizer": optimizer.state_dict(), "history": history})
 
 
 def remove_former_run(folder):
-    """Remove the results of the run that this one replaces, metrics.json last: until then it counts as finished."""
-    for name in (*plots.pictures_of_a_run(), plots.HISTORY, plots.PREDICTIONS, plots.LAST, plots.BEST, plots.METRICS):
+    """Remove what belongs to the run that this one replaces, but for the files that are about to be replaced."""
+    for name in (*plots.pictures_of_a_run(), plots.PREDICTIONS, plots.LAST):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -399,14 +421,6 @@ def report(row, epochs, images_per_second, is_best):
         f"  {images_per_second:,.0f} images/s  {row['seconds']:.1f} s  left {left[0]}:{left[1]:02d}{'  best' if is_best else ''}",
         flush=True,
     )
-
-
-def make_deterministic(device):
-    """The same command gives the same weights, bit for bit. A CPU does by itself, with the same number of threads."""
-    if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS wants for it
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.benchmark = False
 
 
 def describe(device):

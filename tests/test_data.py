@@ -1,3 +1,5 @@
+import hashlib
+import os
 import shutil
 import tarfile
 
@@ -38,6 +40,13 @@ def test_split_seed_decides_the_validation_images():
     )
     assert torch.equal(first.images, same.images)
     assert not torch.equal(first.images, other.images)
+
+
+def test_split_is_the_same_everywhere():
+    """A checkpoint remembers the split seed alone; what it means must not change with scikit-learn's version."""
+    train, validation = data.stratified(np.arange(50_000) % 10, data.VALIDATION, 0)
+    assert hashlib.md5(validation.astype("<i8").tobytes()).hexdigest() == "97ff54045dafde48c1dbda165d5e9ae7"
+    assert len(train) == 45_000 and not set(train) & set(validation)
 
 
 def test_an_epoch_visits_every_image_once_in_an_order_of_its_own():
@@ -175,6 +184,16 @@ def test_archive_in_the_data_folder_is_enough(cifar10_archive, as_official, tmp_
     shutil.copy(cifar10_archive, tmp_path)
     assert len(data.load_splits("cifar10", tmp_path, ["test"])["test"].labels) == 10_000
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cifar-10-batches-py", cifar10_archive.name]
+
+
+def test_extracted_archive_is_kept_in_a_relative_folder_too(cifar10_archive, as_official, tmp_path, monkeypatch):
+    """tempfile's paths are absolute from Python 3.12 on."""
+    shutil.copy(cifar10_archive, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    mkdtemp = data.tempfile.mkdtemp
+    monkeypatch.setattr(data.tempfile, "mkdtemp", lambda *arguments: os.path.abspath(mkdtemp(*arguments)))
+    data.load_splits("cifar10", ".", ["test"])
+    assert (tmp_path / "cifar-10-batches-py").is_dir()
 
 
 def test_archive_in_a_read_only_folder_is_enough(cifar10_archive, as_official, tmp_path, monkeypatch):

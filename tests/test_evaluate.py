@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 import data
 import evaluate
 import models
+import plots
 
 
 def test_metrics_agree_with_scikit_learn_on_the_saved_predictions(finished_run):
@@ -82,7 +83,7 @@ def test_another_checkpoint_leaves_the_tables_of_best_alone(finished_run, call, 
     before = (tmp_path / "run" / "metrics.json").read_bytes()
     assert call(evaluate.main, "run/last.pt")[0] == 0
     assert (tmp_path / "run" / "metrics.json").read_bytes() == before
-    assert json.loads((tmp_path / "run" / "last" / "metrics.json").read_text())["best_epoch"] == 10
+    assert json.loads((tmp_path / "run" / "last_results" / "metrics.json").read_text())["best_epoch"] == 10
 
 
 def test_several_checkpoints_are_compared(finished_run, call, tmp_path):
@@ -125,6 +126,20 @@ def test_pictures_are_named_without_a_data_set(finished_run, call, tmp_path):
     assert call(evaluate.main, folder / "best.pt", "--image", "grey.png")[0] == 0
 
 
+def test_damaged_history_is_named(finished_run, call, tmp_path):
+    shutil.copy(finished_run("cnn2")[0] / "best.pt", tmp_path)
+    for content in ("", "epoch,train_loss\n1\n"):
+        (tmp_path / "history.csv").write_text(content)
+        code, _, err = call(evaluate.main, "best.pt")
+        assert code == 2 and "history.csv is damaged" in err and len(err.splitlines()) == 1
+
+
+def test_cells_of_the_comparison():
+    assert evaluate.format_cell("seconds_per_epoch", 0.25) == "0.2"
+    assert evaluate.format_cell("test_accuracy", 1.0) == "100.00%"
+    assert evaluate.format_cell("parameters", 545098) == "545,098"
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -164,6 +179,6 @@ def test_real_cifar10_results_are_those_committed(cifar10_dir, call, tmp_path):
         code, out, err = call(evaluate.main, "best.pt", "--data-dir", cifar10_dir)
         assert code == 0, err
         fresh, former = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path, checkpoint.parent))
-        for split in data.SPLITS:
+        for split in plots.SPLITS:
             assert fresh[split]["accuracy"] == pytest.approx(former[split]["accuracy"], abs=0.001)
         assert fresh["settings"] == former["settings"] and fresh["best_epoch"] == former["best_epoch"]

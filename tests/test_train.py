@@ -72,8 +72,7 @@ def test_best_is_the_epoch_of_the_highest_validation_accuracy_then_the_lowest_lo
 RECIPES = {
     "plain": ["--model", "cnn2"],
     "augmented": ["--model", "cnn2", "--augment", "--schedule", "cosine"],
-    "vgg": ["--model", "vgg"],
-    "vgg augmented": ["--model", "vgg", "--augment", "--schedule", "cosine"],
+    "vgg": ["--model", "vgg", "--augment", "--schedule", "cosine"],  # dropout and batch normalisation
 }
 
 
@@ -174,6 +173,51 @@ def test_resume_continues_a_finished_run_with_more_epochs_and_its_own_settings(c
     assert_same_weights(tmp_path / "four/last.pt", tmp_path / "cnn1/last.pt")
     code, out, err = quick(call, "--out-dir", ".", "--resume", epochs=4)
     assert "All epochs are trained" in out
+
+
+def test_history_lost_by_a_kill_comes_back(call, tmp_path):
+    """Whatever a kill leaves of history.csv, last.pt has it all."""
+    quick(call, "--out-dir", ".", "--run-name", "whole", epochs=3)
+    quick(call, "--out-dir", ".", epochs=2)
+    (tmp_path / "cnn1/history.csv").unlink()
+    quick(call, "--out-dir", ".", "--resume", epochs=3)
+    assert history_without_seconds(tmp_path / "cnn1") == history_without_seconds(tmp_path / "whole")
+
+
+def test_extended_run_is_unfinished_until_it_is_evaluated_again(call, tmp_path, monkeypatch):
+    quick(call, "--out-dir", ".", epochs=1)
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as evaluation:
+        evaluation.setattr(train.evaluate, "evaluate_checkpoint", killed)
+        quick(call, "--out-dir", ".", "--resume", epochs=2, code=130)
+    assert "unfinished" in quick(call, "--out-dir", ".", epochs=2, code=2)[2]
+    assert "less" in quick(call, "--out-dir", ".", "--resume", epochs=1, code=2)[2]
+    quick(call, "--out-dir", ".", "--resume", epochs=2)
+
+
+def test_resumed_run_keeps_its_precision(call, tmp_path):
+    quick(call, "--out-dir", ".", "--precision", "fp32", "--run-name", "whole", epochs=2)
+    quick(call, "--out-dir", ".", "--precision", "fp32", epochs=1)
+    quick(call, "--out-dir", ".", "--resume", epochs=2)
+    assert_same_weights(tmp_path / "whole/last.pt", tmp_path / "cnn1/last.pt")
+
+
+def test_full_disk_at_the_first_save_leaves_the_former_best(call, tmp_path, monkeypatch):
+    quick(call, "--out-dir", ".", epochs=1)
+    former = (tmp_path / "cnn1/best.pt").read_bytes()
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(train.models.os, "fsync", full)
+        # The examples are the first file to be written; let them, so that the checkpoint meets the full disk.
+        disk.setattr(train, "write_examples", lambda *arguments: None)
+        assert "best.pt: No space left" in quick(call, "--out-dir", ".", "--seed", "1", epochs=1, code=2)[2]
+    assert (tmp_path / "cnn1/best.pt").read_bytes() == former
 
 
 def test_finished_run_is_replaced_but_an_unfinished_one_only_when_told(call, tmp_path):
