@@ -1,5 +1,6 @@
 import csv
 import io
+import resource
 import signal
 
 import numpy as np
@@ -376,3 +377,72 @@ def test_bf16_is_chosen_only_where_it_is_native(monkeypatch):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
         assert train.choose_precision("auto", cpu) == expected
     assert train.choose_precision("bf16", cpu) == "bf16" and train.choose_precision("fp32", cpu) == "fp32"
+
+
+def test_runs_killed_at_random_moments_end_as_if_never_interrupted(tmp_path):
+    process = start("tests/kill_runs.py", 20, folder=tmp_path)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert out.startswith("20 runs killed")
+
+
+def test_file_that_outgrows_the_disk(call, tmp_path):
+    """A limit on the size of files, as a full disk has it: in the midst of writing a checkpoint."""
+    options = ["--model", "cnn2", *DIGITS, "--out-dir", "."]
+    assert call(train.main, *options, "--epochs", 2, "--run-name", "whole")[0] == 0
+    assert call(train.main, *options, "--epochs", 1)[0] == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "cnn2").glob("*.pt")}
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, former[1]))
+    try:
+        code, _, err = call(train.main, *options, "--epochs", 2, "--resume")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert code == 2 and "cnn2/best.pt: File too large" in err and len(err.splitlines()) == 1
+    assert {path.name: path.read_bytes() for path in (tmp_path / "cnn2").glob("*.pt")} == before
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert call(train.main, *options, "--epochs", 2, "--resume")[0] == 0
+    assert_same_weights(tmp_path / "whole/last.pt", tmp_path / "cnn2/last.pt")
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "calls"),
+    [
+        ("a step", "train.train_step", 50),
+        ("a save", "models.os.fsync", 5),
+        ("a rename", "models.os.replace", 6),
+        ("the final evaluation", "evaluate.split_metrics", 2),
+        ("the last picture", "plots.draw_metric_table", 3),
+    ],
+)
+def test_interrupt_at_any_place_is_resumed(call, tmp_path, monkeypatch, place, name, calls):
+    quick(call, "--out-dir", ".", "--run-name", "whole", epochs=2)
+    owner, _, attribute = name.rpartition(".")
+    owner = {"train": train, "models.os": models.os, "evaluate": train.evaluate, "plots": train.plots}[owner]
+    function, left = getattr(owner, attribute), [calls]
+
+    def interrupted(*arguments, **options):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return function(*arguments, **options)
+
+    with monkeypatch.context() as moment:
+        moment.setattr(owner, attribute, interrupted)
+        _, _, err = quick(call, "--out-dir", ".", epochs=2, code=130)
+    assert err.splitlines()[-1].startswith("  python") and err.splitlines()[-1].endswith("--resume"), place
+    assert not list(tmp_path.rglob("*.tmp"))
+    quick(call, "--out-dir", ".", "--resume", epochs=2)
+    assert_same_weights(tmp_path / "whole/best.pt", tmp_path / "cnn1/best.pt")
+    names = ({path.name for path in (tmp_path / run).iterdir()} for run in ("whole", "cnn1"))
+    assert next(names) == next(names) == FILES
+
+
+def test_interrupted_download_ends_the_command_quietly(call, tmp_path, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "fetch", interrupt)
+    code, _, err = call(train.main, "--model", "cnn1")
+    assert code == 130 and "Traceback" not in err and "same command" in err
+    assert not list((tmp_path / "data").iterdir())

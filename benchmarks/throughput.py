@@ -1,0 +1,232 @@
+"""How fast the training is: against the script that everyone writes, and against what the hardware allows.
+
+Usage, with nothing else running:
+
+    python benchmarks/throughput.py --data-dir FOLDER
+
+Per network, all in one process, in turn, several rounds, since the speed of a shared machine drifts:
+
+- project: this project's own epoch (`train.train_epoch` on `data.batches`), in the precision that --precision auto takes;
+- project fp32: the same with --precision fp32;
+- usual script: torchvision's CIFAR10 with ToTensor and Normalize, a shuffling DataLoader with 0 and with 2 workers (the
+  better one counts), the same network in fp32 and PyTorch's default memory format, AdamW with its defaults,
+  CrossEntropyLoss, loss.item() in every step;
+- floor: the project's training step on one batch that stays in the cache, again and again.
+
+Then, for cnn2: what validation, history and checkpoints add to an epoch; epochs of a quarter, half and all of the
+training split; larger batches; and, of the command itself, the time to its first step and its peak memory.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+from torchvision import transforms
+from torchvision.datasets import CIFAR10
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import data  # noqa: E402
+import evaluate  # noqa: E402
+import models  # noqa: E402
+import train  # noqa: E402
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Measure the speed of the training.")
+    parser.add_argument("--data-dir", type=Path, default=evaluate.DEFAULT_DATA_DIR)
+    parser.add_argument("--models", nargs="+", choices=models.MODELS, default=list(models.MODELS))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "throughput.json")
+    arguments = parser.parse_args()
+
+    device = evaluate.choose_device("auto")
+    precision = train.choose_precision("auto", device)
+    machine = {
+        "device": train.describe(device),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+        "rounds": arguments.rounds,
+    }
+    print("\n".join(f"{name}: {value}" for name, value in machine.items()))
+    results = {"machine": machine, "command": measure_command(arguments.data_dir)}
+    print(f"\ntrain.py --model cnn2: {results['command']}")
+
+    splits = data.load_splits("cifar10", arguments.data_dir, ("train", "validation"))
+    splits = {name: split.to(device) for name, split in splits.items()}
+    results["steps"] = {}
+    for name in arguments.models:
+        results["steps"][name] = compare(name, splits["train"], arguments.data_dir, precision, arguments.rounds)
+    results["epoch"] = measure_epoch(splits, precision, min(arguments.rounds, 3))
+    print(f"\ncnn2, a whole epoch: {json.dumps(results['epoch'], indent=1)}")
+    arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+class Project:
+    """The project's training of one network, by its own functions."""
+
+    def __init__(self, name, split, precision):
+        self.split = split
+        torch.manual_seed(0)
+        self.model = models.build(name, *data.channel_statistics(split.images[:1000].cpu())).to(split.labels.device)
+        self.optimizer = train.make_optimizer(self.model, train.RECIPE)
+        self.autocast = train.make_autocast(split.labels.device, precision)
+        self.batch = next(data.batches(split, train.RECIPE["batch_size"], 0, 1))
+
+    def epoch(self, images, batch_size=train.RECIPE["batch_size"]):
+        part = data.Split(self.split.images[:images], self.split.labels[:images])
+        settings = train.RECIPE | {"batch_size": batch_size}
+        train.train_epoch(self.model, self.model.logits, self.optimizer, part, settings, 1, self.autocast)
+
+    def resident(self, steps):
+        for _ in range(steps):
+            train.train_step(self.model.logits, self.optimizer, *self.batch, self.autocast)
+
+
+class UsualScript:
+    """What everyone writes, on the same layers."""
+
+    def __init__(self, name, data_dir, workers, device):
+        torch.manual_seed(0)
+        layers = models.MODELS[name]().layers
+        self.model = nn.Sequential(*(nn.Flatten() if isinstance(layer, models.Flatten) else layer for layer in layers))
+        self.model.to(device)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=train.RECIPE["learning_rate"])
+        self.criterion = nn.CrossEntropyLoss()
+        normalise = transforms.Normalize((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
+        self.dataset = CIFAR10(data_dir, train=True, transform=transforms.Compose([transforms.ToTensor(), normalise]))
+        self.workers, self.device = workers, device
+
+    def epoch(self, images):
+        """Seconds of the steps, without the start of the workers, which a whole epoch hides."""
+        batch_size = train.RECIPE["batch_size"]
+        loader = DataLoader(
+            Subset(self.dataset, range(images + batch_size)), batch_size, shuffle=True, num_workers=self.workers
+        )
+        self.model.train()
+        running_loss = 0.0
+        for step, (inputs, labels) in enumerate(loader):
+            inputs, labels = inputs.to(self.device), labels.to(self.device)
+            self.optimizer.zero_grad()
+            loss = self.criterion(self.model(inputs), labels)
+            loss.backward()
+            self.optimizer.step()
+            running_loss += loss.item()
+            if step == 0:
+                start = time.perf_counter()
+        return time.perf_counter() - start
+
+
+def compare(name, split, data_dir, precision, rounds):
+    """Measure all contestants on one network in turn; print and return milliseconds a step and ratios."""
+    steps = 60 if name == "vgg" else 400
+    images = steps * train.RECIPE["batch_size"]
+    project, fp32 = Project(name, split, precision), Project(name, split, "fp32")
+    usual = {workers: UsualScript(name, data_dir, workers, split.labels.device) for workers in (0, 2)}
+    contestants = {
+        "project": lambda: timed(project.epoch, images),
+        "floor": lambda: timed(project.resident, steps),
+        "project fp32": lambda: timed(fp32.epoch, images),
+        "usual script, 0 workers": lambda: usual[0].epoch(images),
+        "usual script, 2 workers": lambda: usual[2].epoch(images),
+    }
+    seconds = {contestant: [] for contestant in contestants}
+    for round_number in range(rounds + 1):
+        for contestant, run in contestants.items():
+            elapsed = run()
+            if round_number:  # the first round warms up
+                seconds[contestant].append(elapsed)
+    milliseconds = {contestant: summary([1000 * s / steps for s in runs]) for contestant, runs in seconds.items()}
+    best = min(list(milliseconds)[-2:], key=lambda contestant: milliseconds[contestant]["median"])
+    ratios = {
+        "usual script / project": ratio(seconds[best], seconds["project"]),
+        "usual script / project fp32": ratio(seconds[best], seconds["project fp32"]),
+        "project / floor": ratio(seconds["project"], seconds["floor"]),
+    }
+    print(f"\n{name}, ms a step (median, minimum, maximum of {rounds} rounds of {steps} steps) and images/s")
+    for contestant, values in milliseconds.items():
+        speed = train.RECIPE["batch_size"] / values["median"] * 1000
+        print(f"  {contestant:<26}" + "".join(f"{value:9.3f}" for value in values.values()) + f"{speed:10,.0f}")
+    print("ratios within a round (median, minimum, maximum)")
+    for title, values in ratios.items():
+        print(f"  {title:<30}" + "".join(f"{value:7.2f}" for value in values.values()), flush=True)
+    return {"milliseconds": milliseconds, "ratios": ratios}
+
+
+def timed(function, *arguments):
+    start = time.perf_counter()
+    function(*arguments)
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter() - start
+
+
+def summary(values):
+    return {"median": statistics.median(values), "minimum": min(values), "maximum": max(values)}
+
+
+def ratio(slower, faster):
+    return summary([a / b for a, b in zip(slower, faster)])
+
+
+def measure_epoch(splits, precision, rounds):
+    """Seconds of cnn2: what an epoch consists of, and how its cost grows with images and batch size."""
+    project, count = Project("cnn2", splits["train"], precision), len(splits["train"].labels)
+    parts = {"training": [], "validation": [], "history and checkpoints": []}
+    growth = {f"{images:,} images": [] for images in (count // 4, count // 2)}
+    batches = {f"batch {size}": [] for size in (32, 128, 512)}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(1, rounds + 1):
+            parts["training"].append(timed(project.epoch, count))
+            parts["validation"].append(timed(evaluate.infer, project.model, splits["validation"]))
+            row = {"epoch": number, "validation_accuracy": number / 100, "validation_loss": 1.0}  # best: both are saved
+            history = [row | {"epoch": earlier} for earlier in range(1, 80)] + [row]
+            checkpoint = {"epoch": number, "weights": project.model.state_dict()}
+            parts["history and checkpoints"].append(
+                timed(train.save_epoch, Path(folder), checkpoint, project.optimizer, history)
+            )
+            for images, title in zip((count // 4, count // 2), growth):
+                growth[title].append(timed(project.epoch, images))
+            for size, title in zip((32, 128, 512), batches):
+                batches[title].append(timed(project.epoch, 16_384, size) * 1000 / (16_384 / size))
+    seconds = {name: summary(values) for name, values in (parts | growth).items()}
+    added = [(a + b) / c for c, a, b in zip(*parts.values())]
+    return {
+        "seconds": seconds,
+        "added to training": summary(added),
+        "ms a step": {k: summary(v) for k, v in batches.items()},
+    }
+
+
+def measure_command(data_dir):
+    """Seconds from the command to its first step, and the peak memory, of `train.py --model cnn2 --epochs 1`."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, ROOT / "train.py", "--model", "cnn2", "--epochs", "1"]
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            [*command, "--data-dir", data_dir, "--out-dir", folder], stdout=subprocess.PIPE, text=True, env=os.environ
+        )
+        process.stdout.readline()  # the line that precedes the first epoch
+        seconds = time.perf_counter() - start
+        process.communicate()
+    kilobytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return {"seconds to first step": round(seconds, 2), "peak memory in MB": round(kilobytes / 1000)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Kill runs with SIGKILL at random moments, resume each, and compare with a run that was never interrupted.
+
+    python tests/kill_runs.py [how many, 20] [seed, 0]
+
+A moment is a training step, or the instant before or after a file is flushed, renamed or removed: the run is killed from
+within, at the k-th of all of them, so that every part of a save is as likely as it should be and nothing depends on a
+clock. Each run is a fork of this process, which saves the seconds in which PyTorch is imported.
+"""
+
+import contextlib
+import io
+import os
+import random
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import models
+import train
+
+OPTIONS = ["--model", "cnn1", "--dataset", "digits", "--epochs", "6", "--batch-size", "300", "--augment"]
+
+
+class Moments:
+    """Counts moments; at the number `fatal` the process kills itself."""
+
+    def __init__(self, fatal):
+        self.count, self.fatal = 0, fatal
+        for module, name in ((train, "train_step"), (os, "fsync"), (os, "replace"), (os, "unlink")):
+            setattr(module, name, self.counted(getattr(module, name)))
+
+    def counted(self, function):
+        def call(*arguments, **options):
+            self.pass_moment()
+            result = function(*arguments, **options)
+            self.pass_moment()
+            return result
+
+        return call
+
+    def pass_moment(self):
+        if self.count == self.fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.count += 1
+
+
+def run(folder, *options, fatal=None):
+    """Run train.py in a fork; (number of moments or None, exit code, negative for a signal)."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        moments = Moments(fatal)
+        output = io.StringIO()
+        code = 99
+        with contextlib.suppress(SystemExit), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            code = train.evaluate.run_command(lambda: train.main([*OPTIONS, "--out-dir", str(folder), *options]))
+        if code:
+            sys.__stderr__.write(output.getvalue())
+        os.write(writer, str(moments.count).encode())
+        os._exit(code)
+    os.close(writer)
+    _, status = os.waitpid(pid, 0)
+    with os.fdopen(reader) as pipe:
+        return int(pipe.read() or 0), os.waitstatus_to_exitcode(status)
+
+
+def evidence(folder):
+    """What must be equal: all weights, the optimiser's state, the history without its seconds, the metrics."""
+    best, last = (models.load_checkpoint(folder / "cnn1" / name) for name in ("best.pt", "last.pt"))
+    state = [tensor for part in last["optimizer"]["state"].values() for tensor in part.values()]
+    tensors = [*best["weights"].values(), *last["weights"].values(), *state]
+    rows = (folder / "cnn1" / "history.csv").read_text().splitlines()
+    files = sorted(path.name for path in (folder / "cnn1").iterdir())
+    return [tensor.numpy().tobytes() for tensor in tensors], [row.rpartition(",")[0] for row in rows], files
+
+
+def main():
+    count, seed = (int(text) for text in (sys.argv[1:] + ["20", "0"][len(sys.argv) - 1 :]))
+    choose = random.Random(seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        moments, code = run(Path(scratch) / "whole")
+        assert code == 0, "the uninterrupted run failed"
+        expected = evidence(Path(scratch) / "whole")
+        epochs = []
+        for number in range(count):
+            folder = Path(scratch) / str(number)
+            fatal = choose.randrange(moments)
+            _, code = run(folder, fatal=fatal)
+            assert code == -signal.SIGKILL, f"moment {fatal}: exit code {code}"
+            saved = [folder / "cnn1" / name for name in ("best.pt", "last.pt")]
+            loaded = [models.load_checkpoint(path)["epoch"] for path in saved if path.exists()]
+            resumable = saved[1].exists()
+            epochs.append(loaded[-1] if resumable else 0)
+            _, code = run(folder, *(["--resume"] if resumable else []))
+            assert code == 0, f"moment {fatal}: the resumed run ended with {code}"
+            assert evidence(folder) == expected, f"killed at moment {fatal} of {moments}: another result"
+    print(f"{count} runs killed at one of {moments} moments, after {epochs} epochs: all ended as the uninterrupted one")
+
+
+if __name__ == "__main__":
+    main()
