@@ -1,7 +1,9 @@
 """The README says what the committed files say."""
 
+import csv
 import json
 import re
+import statistics
 
 import plots
 from conftest import ROOT
@@ -35,3 +37,22 @@ def test_every_linked_file_is_there():
     assert links
     for link in links:
         assert link.startswith("http") or (ROOT / link).exists(), link
+
+
+def test_speed_is_that_of_the_committed_measurement():
+    measured = json.loads((ROOT / "benchmarks" / "throughput.json").read_text())
+    for model, values in measured["steps"].items():
+        times = {contestant: summary["median"] for contestant, summary in values["milliseconds"].items()}
+        usual = min(time for contestant, time in times.items() if contestant.startswith("usual"))
+        ratios = values["ratios"]
+        ratio, fp32 = ratios["usual script / project"], ratios["usual script / project fp32"]["median"]
+        spread = f"{ratio['median']:.1f} ({ratio['minimum']:.1f} to {ratio['maximum']:.1f})"
+        cells = [f"`{model}`", f"{times['project']:.2f} ms", f"{usual:.2f} ms", spread, f"{fp32:.1f}"]
+        cells.append(f"{ratios['project / floor']['median']:.2f}")
+        assert f"| {' | '.join(cells)} |" in README
+    with open(ROOT / "benchmarks" / "precision.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for precision in ("bf16", "fp32"):
+        best = [float(row["validation_accuracy"]) for row in rows if row["precision"] == precision]
+        assert len(best) == 3
+        assert f"{statistics.mean(best):.2%}" in README and f"{100 * statistics.stdev(best):.2f}" in README

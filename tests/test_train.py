@@ -176,13 +176,12 @@ def test_resume_continues_a_finished_run_with_more_epochs_and_its_own_settings(c
     assert "All epochs are trained" in out
 
 
-def test_history_lost_by_a_kill_comes_back(call, tmp_path):
+def test_history_lost_by_a_kill_comes_back(call, two_epochs, tmp_path):
     """Whatever a kill leaves of history.csv, last.pt has it all."""
-    quick(call, "--out-dir", ".", "--run-name", "whole", epochs=3)
-    quick(call, "--out-dir", ".", epochs=2)
+    quick(call, "--out-dir", ".", epochs=1)
     (tmp_path / "cnn1/history.csv").unlink()
-    quick(call, "--out-dir", ".", "--resume", epochs=3)
-    assert history_without_seconds(tmp_path / "cnn1") == history_without_seconds(tmp_path / "whole")
+    quick(call, "--out-dir", ".", "--resume", epochs=2)
+    assert history_without_seconds(tmp_path / "cnn1") == history_without_seconds(two_epochs)
 
 
 def test_extended_run_is_unfinished_until_it_is_evaluated_again(call, tmp_path, monkeypatch):
@@ -405,6 +404,16 @@ def test_file_that_outgrows_the_disk(call, tmp_path):
     assert_same_weights(tmp_path / "whole/last.pt", tmp_path / "cnn2/last.pt")
 
 
+@pytest.fixture(scope="module")
+def two_epochs(tmp_path_factory):
+    """The run folder of two uninterrupted epochs, as `quick` trains them."""
+    folder = tmp_path_factory.mktemp("two_epochs")
+    process = start("train.py", "--model", "cnn1", *DIGITS, "--epochs", 2, "--out-dir", ".", folder=folder)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    return folder / "cnn1"
+
+
 @pytest.mark.parametrize(
     ("place", "name", "calls"),
     [
@@ -415,8 +424,7 @@ def test_file_that_outgrows_the_disk(call, tmp_path):
         ("the last picture", "plots.draw_metric_table", 3),
     ],
 )
-def test_interrupt_at_any_place_is_resumed(call, tmp_path, monkeypatch, place, name, calls):
-    quick(call, "--out-dir", ".", "--run-name", "whole", epochs=2)
+def test_interrupt_at_any_place_is_resumed(call, two_epochs, tmp_path, monkeypatch, place, name, calls):
     owner, _, attribute = name.rpartition(".")
     owner = {"train": train, "models.os": models.os, "evaluate": train.evaluate, "plots": train.plots}[owner]
     function, left = getattr(owner, attribute), [calls]
@@ -433,9 +441,8 @@ def test_interrupt_at_any_place_is_resumed(call, tmp_path, monkeypatch, place, n
     assert err.splitlines()[-1].startswith("  python") and err.splitlines()[-1].endswith("--resume"), place
     assert not list(tmp_path.rglob("*.tmp"))
     quick(call, "--out-dir", ".", "--resume", epochs=2)
-    assert_same_weights(tmp_path / "whole/best.pt", tmp_path / "cnn1/best.pt")
-    names = ({path.name for path in (tmp_path / run).iterdir()} for run in ("whole", "cnn1"))
-    assert next(names) == next(names) == FILES
+    assert_same_weights(two_epochs / "best.pt", tmp_path / "cnn1/best.pt")
+    assert {path.name for path in (tmp_path / "cnn1").iterdir()} == FILES
 
 
 def test_interrupted_download_ends_the_command_quietly(call, tmp_path, monkeypatch):
