@@ -215,7 +215,7 @@ def fetch(url, file, may_be_slow):
             received, window_bytes = received + len(block), window_bytes + len(block)
             if bar.disable and 10 * received // ARCHIVE_BYTES > tenths_before:
                 print(f"  {100 * received // ARCHIVE_BYTES} %", flush=True)
-            if (elapsed := time.monotonic() - window_start) >= SLOW_SECONDS:
+            if (elapsed := time.monotonic() - window_start) >= SLOW_SECONDS and received < ARCHIVE_BYTES:
                 if window_bytes < SLOW_BYTES and not may_be_slow:
                     raise OSError(f"too slow: {window_bytes / elapsed / 1000:.0f} kB/s")
                 window_start, window_bytes = time.monotonic(), 0
