@@ -152,7 +152,7 @@ def plain_name(text):
 
 
 def choose_precision(name, device):
-    """ "bf16" or "fp32"; auto takes bf16 only where it is native, since emulated it is many times slower."""
+    """The precision to train in, bf16 or fp32: auto takes bf16 only where it is native, since emulated it is slow."""
     if name != "auto":
         return name
     if device.type == "cuda":
