@@ -25,6 +25,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity, extract_archive
+from torchvision.transforms.v2.functional import InterpolationMode, center_crop, crop, pad, rotate
 from tqdm import tqdm
 
 CLASSES = {
@@ -48,6 +49,7 @@ TIMEOUT = 20  # seconds without an answer, to connect or to read
 SLOW_SECONDS, SLOW_BYTES = 15, 1_500_000  # a mirror that brings less in this time is left for the next one
 
 MAX_SHIFT = 4  # pixels, in each direction, by --augment
+MARGIN = 8  # pixels by which images are continued outwards, as a mirror would, before they are moved or turned
 
 
 class DataError(Exception):
@@ -274,6 +276,18 @@ def flip_and_shift(images, flips, shifts):
     columns = torch.where(flips[:, None], width + 2 * MAX_SHIFT - 1 - columns, columns)
     samples = torch.arange(count, device=images.device)[:, None, None]
     return padded.permute(0, 2, 3, 1)[samples, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def shifted(images, down, right):
+    """Move images, uint8 [N, 3, 32, 32], by up to MARGIN pixels; the edges are padded by reflection."""
+    return crop(pad(images, [MARGIN], padding_mode="reflect"), MARGIN - down, MARGIN - right, *images.shape[2:])
+
+
+def rotated(images, degrees):
+    """Turn images, uint8 [N, 3, 32, 32], counter-clockwise about their centre, with bilinear interpolation; what comes
+    in at the corners is padded by reflection (MARGIN is enough for any angle)."""
+    padded = pad(images, [MARGIN], padding_mode="reflect")
+    return center_crop(rotate(padded, degrees, InterpolationMode.BILINEAR), list(images.shape[2:]))
 
 
 def examples(split, per_class):

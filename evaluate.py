@@ -5,6 +5,7 @@ Usage:
     python evaluate.py                                      every best.pt under outs/exercise_04, and the comparison
     python evaluate.py outs/exercise_04/cnn2/best.pt        one of them
     python evaluate.py outs/exercise_04/cnn2/best.pt --image cat.jpg
+    python evaluate.py --robustness                         test accuracy under shifts and rotations, of all of them
 """
 
 import argparse
@@ -28,6 +29,9 @@ import plots
 
 DEFAULT_OUT_DIR = {"cifar10": Path("outs/exercise_04"), "digits": Path("outs/digits")}
 DEFAULT_DATA_DIR = Path("data")
+CALIBRATION_BINS = 15  # of equal width, as in Guo et al. 2017
+MISTAKES = 25  # of the most confident ones, to be looked at
+SHIFTS, ROTATIONS = range(9), range(0, 91, 10)  # pixels and degrees in which robustness is measured
 # Images predicted at a time. With more, a layer's output has over 32 MB, which glibc's malloc maps anew each time: half
 # the speed, for page faults.
 BATCH_SIZE = 100
@@ -47,6 +51,9 @@ def main(argv=None):
         raise models.CheckpointError(
             f"checkpoints of different data sets can't be compared: {', '.join(sorted(datasets))}"
         )
+    if arguments.robustness:
+        measure_robustness(checkpoints, arguments.data_dir, device)
+        return 0
     for path in checkpoints:
         evaluate_checkpoint(path, arguments.data_dir, device)
     if len(checkpoints) > 1:
@@ -65,7 +72,11 @@ def parse_arguments(argv):
         nargs="*",
         help=f"checkpoint files (default: every best.pt under {DEFAULT_OUT_DIR['cifar10']})",
     )
-    parser.add_argument("--image", type=Path, nargs="+", metavar="FILE", help="pictures to classify; needs no data set")
+    task = parser.add_mutually_exclusive_group()
+    task.add_argument("--image", type=Path, nargs="+", metavar="FILE", help="pictures to classify; needs no data set")
+    task.add_argument(
+        "--robustness", action="store_true", help="measure the accuracy on shifted and on rotated test images instead"
+    )
     add_common_arguments(parser)
     return parser.parse_args(argv)
 
@@ -89,8 +100,8 @@ def mean_loss_and_accuracy(log_probabilities, labels):
 
 
 def evaluate_checkpoint(path, data_dir, device):
-    """Evaluate one checkpoint on the three splits; write metrics.json, predictions_test.npz and the pictures, print
-    the tables. Returns the metrics as they stand in metrics.json; their "seconds" are those of all epochs up to the
+    """Evaluate one checkpoint on the three splits; write metrics.json, predictions_test.npz, the pictures and what they
+    show, print the tables. Returns the metrics as they stand in metrics.json; their "seconds" are those of all epochs up to the
     checkpoint's."""
     path = Path(path)
     model, checkpoint = models.load_model(path)
@@ -102,6 +113,7 @@ def evaluate_checkpoint(path, data_dir, device):
         "model": checkpoint["model"],
         "dataset": checkpoint["dataset"],
         "parameters": models.count_parameters(model),
+        "multiply_adds": models.multiply_adds(model),
         "best_epoch": checkpoint["epoch"],
         "settings": checkpoint["settings"],
         "seeds": {"training": checkpoint["settings"]["seed"], "split": checkpoint["split_seed"]},
@@ -114,13 +126,33 @@ def evaluate_checkpoint(path, data_dir, device):
         metrics[name] = split_metrics(log_probabilities, labels, checkpoint["classes"])
         print(f"\n{name}\n{format_metrics(metrics[name])}", flush=True)
     # The test split is the last one.
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, labels=labels.numpy(), probabilities=log_probabilities.exp().numpy())
-    models.write_atomically(folder / plots.PREDICTIONS, buffer.getvalue())
+    probabilities, labels = log_probabilities.exp().numpy(), labels.numpy()
+    write_arrays(folder / plots.PREDICTIONS, labels=labels, probabilities=probabilities)
+    mistakes = worst_mistakes(probabilities, labels)
+    write_arrays(
+        folder / plots.MISTAKES, index=mistakes, images=split.images[mistakes].numpy(), classes=checkpoint["classes"]
+    )
+    convolutions = [layer for layer in model.layers if isinstance(layer, torch.nn.Conv2d)]
+    if convolutions:
+        write_arrays(folder / plots.FILTERS, weights=convolutions[0].weight.detach().cpu().numpy())
     models.write_atomically(folder / plots.METRICS, (json.dumps(metrics, indent=1) + "\n").encode())
     plots.draw_run(folder)
     print(f"\nTables and pictures are in {folder}")
     return metrics
+
+
+def worst_mistakes(probabilities, labels):
+    """Which samples were given a wrong class with the highest probability, int64 [at most MISTAKES], worst first."""
+    confidences = np.where(probabilities.argmax(axis=1) == labels, -1, probabilities.max(axis=1))
+    order = np.argsort(-confidences, kind="stable")[:MISTAKES]
+    return order[confidences[order] >= 0]
+
+
+def write_arrays(path, **arrays):
+    """NumPy arrays by name as a compressed .npz file, the same bytes for the same arrays."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    models.write_atomically(path, buffer.getvalue())
 
 
 def results_folder(checkpoint_path):
@@ -132,7 +164,8 @@ def results_folder(checkpoint_path):
 def split_metrics(log_probabilities, labels, classes):
     """All metrics of one split as a plain dict, from what `infer` returned."""
     loss, accuracy = mean_loss_and_accuracy(log_probabilities, labels)
-    predicted, labels = log_probabilities.exp().argmax(dim=1).numpy(), labels.numpy()
+    probabilities, labels = log_probabilities.exp().numpy(), labels.numpy()
+    predicted = probabilities.argmax(axis=1)
     matrix = confusion_matrix(labels, predicted, labels=range(len(classes)))
     per_class = precision_recall_fscore_support(labels, predicted, labels=range(len(classes)), zero_division=0)
     total = len(labels)
@@ -151,6 +184,7 @@ def split_metrics(log_probabilities, labels, classes):
         "accuracy": accuracy,
         "accuracy_interval": wilson_interval(accuracy, total),
         "balanced_accuracy": float(balanced_accuracy_score(labels, predicted)),
+        **calibration(probabilities.max(axis=1), predicted == labels),
         "macro": {name: float(values.mean()) for name, values in columns.items()},
         "per_class": {
             label: {name: float(values[index]) for name, values in columns.items()}
@@ -161,8 +195,33 @@ def split_metrics(log_probabilities, labels, classes):
     }
 
 
+def calibration(confidences, right):
+    """How far the probabilities of the predicted classes [N] are from the share of right predictions (bool [N]).
+
+    The confidences are sorted into bins of equal width; the expected calibration error is the distance between mean
+    confidence and accuracy in a bin, averaged over the samples (Guo et al. 2017, arXiv:1706.04599, equation 3).
+    """
+    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
+    bin_of = np.digitize(confidences, edges[1:-1], right=True)  # (low, high], as in the paper
+    bins = []
+    for index in range(CALIBRATION_BINS):
+        inside = bin_of == index
+        count = int(inside.sum())
+        bins.append(
+            {
+                "low": float(edges[index]),
+                "high": float(edges[index + 1]),
+                "samples": count,
+                "confidence": float(confidences[inside].mean(dtype=np.float64)) if count else None,
+                "accuracy": float(right[inside].mean()) if count else None,
+            }
+        )
+    gaps = [bin["samples"] * abs(bin["accuracy"] - bin["confidence"]) for bin in bins if bin["samples"]]
+    return {"expected_calibration_error": sum(gaps) / len(right), "calibration_bins": bins}
+
+
 def wilson_interval(share, total, z=1.959964):
-    """95 % score interval of a proportion (Wilson 1927, JASA 22:209), as [low, high]."""
+    """95% score interval of a proportion (Wilson 1927, JASA 22:209), as [low, high]."""
     scale = 1 + z**2 / total
     centre = (share + z**2 / (2 * total)) / scale
     margin = z * math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2) / scale
@@ -183,23 +242,30 @@ def format_table(rows):
 def format_metrics(metrics):
     low, high = metrics["accuracy_interval"]
     summary = (
-        f"accuracy {metrics['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), "
+        f"accuracy {metrics['accuracy']:.2%} (95% interval {low:.2%} to {high:.2%}), "
         f"balanced accuracy {metrics['balanced_accuracy']:.2%}, loss {metrics['loss']:.4f}, {metrics['samples']:,} images"
     )
     return format_table(plots.metric_rows(metrics)) + "\n" + summary
 
 
 def compare(folders):
-    """Write comparison.csv, .md and .png over the metrics.json of several runs into the folder that holds the first."""
-    rows = []
+    """Write comparison.csv, .md and .png over the results of several runs into the folder that holds the first.
+
+    A row for each run, from the lowest test accuracy to the highest, and each against the one before it by McNemar's
+    exact test on the same test images.
+    """
+    rows, right = [], {}
     folders = [Path(folder).resolve() for folder in folders]
     for folder in folders:
         metrics = json.loads((folder / plots.METRICS).read_text())
+        with np.load(folder / plots.PREDICTIONS) as saved:
+            right[folder.name] = saved["probabilities"].argmax(axis=1) == saved["labels"]
         test = metrics["test"]
         rows.append(
             {
                 "model": folder.name,
                 "parameters": metrics["parameters"],
+                "multiply_adds": metrics["multiply_adds"],
                 "best_epoch": metrics["best_epoch"],
                 "seconds_per_epoch": metrics["seconds"] / metrics["best_epoch"],
                 "train_accuracy": metrics["train"]["accuracy"],
@@ -211,21 +277,93 @@ def compare(folders):
             }
         )
     rows.sort(key=lambda row: row["test_accuracy"])
-    header = [column.replace("_", " ") for column in rows[0]]
-    cells = [[format_cell(column, value) for column, value in row.items()] for row in rows]
-    markdown = [header, ["---"] + ["---:"] * (len(header) - 1), *cells]
+    summary = table_rows(rows)
+    for row, previous in zip(rows, [None, *rows]):
+        row |= mcnemar(right, row["model"], previous and previous["model"])
+    tests = table_rows([{name: row[name] for name in ("model", *MCNEMAR)} for row in rows[1:]])
     out_dir = folders[0].parent
     models.write_atomically(out_dir / plots.COMPARISON, csv_bytes(rows))
     models.write_atomically(
-        (out_dir / plots.COMPARISON).with_suffix(".md"),
-        "".join(f"| {' | '.join(line)} |\n" for line in markdown).encode(),
+        (out_dir / plots.COMPARISON).with_suffix(".md"), f"{markdown(summary)}\n{markdown(tests)}".encode()
     )
     plots.draw_comparison(out_dir)
-    print(f"\n{format_table([header, *cells])}\n\nThe comparison is in {out_dir}")
+    print(f"\n{format_table(summary)}\n\n{format_table(tests)}\n\nThe comparison is in {out_dir}")
+
+
+MCNEMAR = ("compared_with", "only_this_right", "only_that_right", "mcnemar_p")
+
+
+def mcnemar(right, this, that):
+    """McNemar's exact test of two models on the same samples: is one right more often where just one of them is?
+
+    `right` has a bool array [N] for each name. Two-sided (McNemar 1947, Psychometrika 12:153; recommended for classifiers
+    by Dietterich 1998, Neural Computation 10:1895). Without a second model, the entries are empty.
+    """
+    if that is None:
+        return dict.fromkeys(MCNEMAR)
+    only_this, only_that = int((right[this] & ~right[that]).sum()), int((right[that] & ~right[this]).sum())
+    differing = only_this + only_that
+    tail = sum(math.comb(differing, count) for count in range(min(only_this, only_that) + 1))
+    return dict(zip(MCNEMAR, (that, only_this, only_that, min(1.0, 2 * tail / 2**differing))))
+
+
+def measure_robustness(checkpoints, data_dir, device):
+    """Write robustness.csv and .png: test accuracy by shift, the mean over the four directions, and by angle, the mean
+    over both senses of rotation; into the folder that holds the first checkpoint's results."""
+    rows = []
+    for path in checkpoints:
+        model, checkpoint = models.load_model(path)
+        model.to(device)
+        split = data.load_splits(checkpoint["dataset"], data_dir, ["test"], checkpoint["split_seed"])["test"]
+        name = results_folder(path).resolve().name
+        unchanged = mean_accuracy(model, split, [split.images])
+        for pixels in SHIFTS:
+            moved = (data.shifted(split.images, *by) for by in [(pixels, 0), (-pixels, 0), (0, pixels), (0, -pixels)])
+            accuracy = mean_accuracy(model, split, moved) if pixels else unchanged
+            rows.append({"model": name, "transformation": "shift", "amount": pixels, "test_accuracy": accuracy})
+        for degrees in ROTATIONS:
+            turned = (data.rotated(split.images, angle) for angle in (degrees, -degrees))
+            accuracy = mean_accuracy(model, split, turned) if degrees else unchanged
+            rows.append({"model": name, "transformation": "rotation", "amount": degrees, "test_accuracy": accuracy})
+        print(f"{name}: {unchanged:.2%} as they are", flush=True)
+    out_dir = results_folder(checkpoints[0]).resolve().parent
+    models.write_atomically(out_dir / plots.ROBUSTNESS, csv_bytes(rows))
+    plots.draw_robustness(out_dir)
+    for transformation, amounts in (("shift", SHIFTS), ("rotation", ROTATIONS)):
+        table = [[transformation, *map(str, amounts)]]
+        for name in dict.fromkeys(row["model"] for row in rows):
+            chosen = [row for row in rows if (row["model"], row["transformation"]) == (name, transformation)]
+            table.append([name, *(f"{row['test_accuracy']:.1%}" for row in chosen)])
+        print(f"\n{format_table(table)}")
+    print(f"\nThe picture is in {out_dir}")
+
+
+def mean_accuracy(model, split, variants):
+    """The accuracy on several versions of a split's images, uint8 [N, 3, 32, 32] each, averaged over them."""
+    device = model.mean.device
+    accuracies = []
+    for images in variants:
+        images = images.contiguous(memory_format=torch.channels_last)
+        accuracies.append(mean_loss_and_accuracy(*infer(model, data.Split(images, split.labels).to(device)))[1])
+    return sum(accuracies) / len(accuracies)
+
+
+def table_rows(rows):
+    """Dicts with the same keys -> rows of strings, the first one the header."""
+    header = [column.replace("_", " ") for column in rows[0]]
+    return [header, *([format_cell(column, value) for column, value in row.items()] for row in rows)]
+
+
+def markdown(table):
+    """Rows of strings -> a Markdown table, the first column to the left, the others to the right."""
+    lines = [table[0], ["---"] + ["---:"] * (len(table[0]) - 1), *table[1:]]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def format_cell(column, value):
-    """Seconds with one decimal, other floats in percent, counts with thousands separators, text as it is."""
+    """Seconds with one decimal, p with its power of ten, other floats in percent, counts with thousands separators."""
+    if column == "mcnemar_p":
+        return f"{value:.1e}"
     if isinstance(value, float):
         return f"{value:.1f}" if column.startswith("seconds") else f"{value:.2%}"
     return value if isinstance(value, str) else f"{value:,}"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 FORMAT_VERSION = 1
 
@@ -143,6 +144,14 @@ def build(name, *normalisation):
 
 def count_parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def multiply_adds(model):
+    """Multiplications with an addition, in convolutions and fully connected layers, that one image takes to predict."""
+    image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device=model.mean.device)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model.eval().logits(image)
+    return counter.get_total_flops() // 2
 
 
 def write_atomically(path, content):

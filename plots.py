@@ -7,6 +7,7 @@ Usage:
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import sys
@@ -25,14 +26,19 @@ PREDICTIONS = "predictions_test.npz"
 LOSS_PLOT = "loss_plot.png"
 CONFUSION_MATRIX = "confusion_matrix_{}.png"
 METRIC_TABLE = "metrics_{}.png"
+CALIBRATION = "calibration.png"
+MISTAKES = "mistakes.npz"  # this and the following hold what the picture of the same name shows
+FILTERS = "filters.npz"
 # The files of the folder that holds the runs.
 EXAMPLES = "plot_dataset_example.npz"
 COMPARISON = "comparison.csv"
+ROBUSTNESS = "robustness.csv"
 
 SPLITS = ("train", "validation", "test")
 METRIC_COLUMNS = ("precision", "recall", "f1", "specificity")
 # Okabe & Ito's colours, told apart by the colour-blind; dashes and markers tell them apart in grey.
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
+LINE_STYLES = list(zip(("o-", "s--", "^-.", "D:", "v-"), (BLUE, ORANGE, GREEN, PURPLE, "black")))
 
 
 class PlotError(Exception):
@@ -41,7 +47,8 @@ class PlotError(Exception):
 
 def pictures_of_a_run():
     """The names of the pictures that draw_run draws."""
-    return [LOSS_PLOT, *(name.format(split) for split in SPLITS for name in (CONFUSION_MATRIX, METRIC_TABLE))]
+    by_split = [name.format(split) for split in SPLITS for name in (CONFUSION_MATRIX, METRIC_TABLE)]
+    return [LOSS_PLOT, *by_split, CALIBRATION, *(Path(name).with_suffix(".png").name for name in (MISTAKES, FILTERS))]
 
 
 def main(argv=None):
@@ -50,7 +57,12 @@ def main(argv=None):
     parser.error = lambda message: parser.exit(2, f"plots.py: {message}\n")  # one line, without the usage
     folder = parser.parse_args(argv).folder
     drawn = []
-    for name, draw in ((METRICS, draw_run), (EXAMPLES, draw_examples), (COMPARISON, draw_comparison)):
+    for name, draw in (
+        (METRICS, draw_run),
+        (EXAMPLES, draw_examples),
+        (COMPARISON, draw_comparison),
+        (ROBUSTNESS, draw_robustness),
+    ):
         for path in sorted(folder.rglob(name)):
             try:
                 draw(path.parent)
@@ -66,7 +78,7 @@ def main(argv=None):
 
 
 def draw_run(folder):
-    """Draw every picture of a run folder from its metrics.json and, where there is one, its history.csv."""
+    """Draw every picture of a run folder from its metrics.json and, where there are any, the files beside it."""
     folder = Path(folder)
     metrics = json.loads((folder / METRICS).read_text())
     if (folder / HISTORY).exists():
@@ -74,6 +86,11 @@ def draw_run(folder):
     for split in SPLITS:
         draw_confusion_matrix(folder, metrics, split)
         draw_metric_table(folder, metrics, split)
+    draw_calibration(folder, metrics)
+    if (folder / MISTAKES).exists():
+        draw_mistakes(folder, metrics)
+    if (folder / FILTERS).exists():
+        draw_filters(folder, metrics)
 
 
 def save(figure, path):
@@ -86,11 +103,16 @@ def save(figure, path):
         temporary.unlink(missing_ok=True)
 
 
+def read_rows(path):
+    """A CSV file as a list of dicts from column to text."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def read_history(folder):
     """history.csv as a dict from column to a float array [epochs]."""
     path = Path(folder) / HISTORY
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(path)
     try:
         return {column: np.array([float(row[column]) for row in rows]) for column in rows[0]}
     except (IndexError, TypeError, ValueError) as error:
@@ -201,24 +223,116 @@ def draw_metric_table(folder, metrics, split):
     low, high = values["accuracy_interval"]
     axes.set_title(f"{metrics['model']}, epoch {metrics['best_epoch']}: {split} split", fontweight="bold")
     figure.supxlabel(
-        f"accuracy {values['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), "
+        f"accuracy {values['accuracy']:.2%} (95% interval {low:.2%} to {high:.2%}), "
         f"balanced accuracy {values['balanced_accuracy']:.2%}, loss {values['loss']:.4f}",
         fontsize=9,
     )
     save(figure, folder / METRIC_TABLE.format(split))
 
 
+def draw_calibration(folder, metrics):
+    """calibration.png: the test split's reliability diagram (Guo et al. 2017): accuracy by probability, and how many
+    images have that probability."""
+    test = metrics["test"]
+    bins = [each for each in test["calibration_bins"] if each["samples"]]
+    low = np.array([each["low"] for each in bins])
+    width = np.array([each["high"] for each in bins]) - low
+    accuracy, confidence, samples = (
+        np.array([each[key] for each in bins]) for key in ("accuracy", "confidence", "samples")
+    )
+    figure = Figure(figsize=(5.5, 6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    upper.bar(
+        low, accuracy, width, align="edge", color=SKY, edgecolor="black", linewidth=0.6, label="share that is right"
+    )
+    upper.bar(
+        low,
+        confidence - accuracy,
+        width,
+        accuracy,
+        align="edge",
+        color="none",
+        edgecolor=ORANGE,
+        hatch="///",
+        linewidth=0.6,
+        label="gap to the mean probability",
+    )
+    upper.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="no gap: as probable as it says")
+    upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    upper.set_title(
+        f"{metrics['model']}, test split\nexpected calibration error {test['expected_calibration_error']:.2%}"
+    )
+    shares = samples / test["samples"]
+    lower.bar(low, shares, width, align="edge", color="0.6", edgecolor="black", linewidth=0.6)
+    for left, share, count in zip(low + width / 2, shares, samples):
+        lower.annotate(f"{count:,}", (left, share), (0, 2), textcoords="offset points", ha="center", fontsize=6.5)
+    lower.margins(y=0.2)
+    lower.set(xlabel="probability of the predicted class", ylabel="share of images")
+    for axis in (upper.xaxis, upper.yaxis, lower.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    figure.legend(loc="outside lower center", fontsize="small", frameon=False)
+    save(figure, folder / CALIBRATION)
+
+
+def draw_mistakes(folder, metrics):
+    """mistakes.png: the test images that were given a wrong class with the highest probability."""
+    with np.load(folder / MISTAKES) as saved:
+        index, images, classes = saved["index"], saved["images"], saved["classes"]
+    with np.load(folder / PREDICTIONS) as saved:
+        labels, probabilities = saved["labels"][index], saved["probabilities"][index]
+    figure = Figure(figsize=(8, 9.2), layout="constrained")
+    for position, axes in enumerate(figure.subplots(5, 5).flat):
+        axes.axis("off")
+        if position < len(index):
+            axes.imshow(images[position].transpose(1, 2, 0), interpolation="nearest")
+            predicted = probabilities[position].argmax()
+            # Rounded down: no mistake was made with a probability of 1.
+            share = np.floor(1e4 * probabilities[position, predicted].astype(float)) / 100
+            axes.set_title(f"{classes[predicted]} {share:.2f}%\nis {classes[labels[position]]}", fontsize=9)
+    figure.suptitle(
+        f"{metrics['model']}, test split: the {len(index)} mistakes made with the highest probability\n"
+        "predicted class and its probability, below it the true class"
+    )
+    save(figure, (folder / MISTAKES).with_suffix(".png"))
+
+
+def draw_filters(folder, metrics):
+    """filters.png: the kernels of the first convolution as colour pictures, on one scale with grey for 0."""
+    with np.load(folder / FILTERS) as saved:
+        weights = saved["weights"]
+    largest = np.abs(weights).max()
+    tiles = (0.5 + weights / (2 * largest)).repeat(16, axis=2).repeat(16, axis=3)
+    columns = 16
+    figure = Figure(figsize=(8, 0.6 + 8 / columns * len(weights) / columns), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(mosaic(tiles.reshape(-1, columns, *tiles.shape[1:])), interpolation="nearest")
+    axes.axis("off")
+    axes.set_title(
+        f"{metrics['model']}: the {len(weights)} kernels of the first convolution\n"
+        f"red, green and blue weights from -{largest:.2f} (dark) through 0 (grey) to {largest:.2f} (bright)",
+        fontsize=9,
+    )
+    save(figure, (folder / FILTERS).with_suffix(".png"))
+
+
+def mosaic(tiles):
+    """Pictures [rows, columns, 3, height, width] side by side in white frames, as one picture [_, _, 3]."""
+    white = 255 if tiles.dtype == np.uint8 else 1
+    frame = max(1, tiles.shape[-1] // 16)
+    tiles = np.pad(tiles, [(0, 0), (0, 0), (0, 0), (frame, frame), (frame, frame)], constant_values=white)
+    rows, columns, _, height, width = tiles.shape
+    return tiles.transpose(0, 3, 1, 4, 2).reshape(rows * height, columns * width, 3)
+
+
 def draw_examples(out_dir):
     """plot_dataset_example.png: a row of training images for every class."""
     with np.load(Path(out_dir) / EXAMPLES) as saved:
         images, classes = saved["images"], saved["classes"]
-    # Each image gets a white frame of two pixels, then rows and columns are joined into one large picture.
-    tiles = np.pad(images, [(0, 0), (0, 0), (0, 0), (2, 2), (2, 2)], constant_values=255)
-    side = tiles.shape[-1]
-    mosaic = tiles.transpose(0, 3, 1, 4, 2).reshape(tiles.shape[0] * side, tiles.shape[1] * side, 3)
+    picture = mosaic(images)
+    side = len(picture) / len(classes)
     figure = Figure(figsize=(8, 7), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(mosaic, interpolation="nearest")
+    axes.imshow(picture, interpolation="nearest")
     axes.set_yticks(np.arange(len(classes)) * side + side / 2, classes)
     axes.set_xticks([])
     axes.tick_params(length=0)
@@ -229,9 +343,9 @@ def draw_examples(out_dir):
 
 def draw_comparison(out_dir):
     """comparison.png: the accuracy of each model on the three splits, the test accuracy with its interval."""
-    with open(Path(out_dir) / COMPARISON, newline="") as file:
-        rows = list(csv.DictReader(file))
-    column = {name: np.array([float(row[name]) for row in rows]) for name in rows[0] if name != "model"}
+    rows = read_rows(Path(out_dir) / COMPARISON)
+    names = ("test_accuracy", "train_accuracy", "validation_accuracy", "interval_low", "interval_high")
+    column = {name: np.array([float(row[name]) for row in rows]) for name in names}
     positions = np.arange(len(rows))
     figure = Figure(figsize=(8, 1.6 + 0.7 * len(rows)), layout="constrained")
     axes = figure.subplots()
@@ -241,9 +355,19 @@ def draw_comparison(out_dir):
         )
     test = column["test_accuracy"]
     margins = [test - column["interval_low"], column["interval_high"] - test]
-    axes.errorbar(test, positions, xerr=margins, fmt="o", color=ORANGE, capsize=3, label="test accuracy, 95 % interval")
+    axes.errorbar(test, positions, xerr=margins, fmt="o", color=ORANGE, capsize=3, label="test accuracy, 95% interval")
     for position, value in zip(positions, test):
         axes.annotate(f"{value:.1%}", (value, position), (0, 8), textcoords="offset points", ha="center", fontsize=9)
+    for position, row in enumerate(rows[1:]):
+        axes.annotate(
+            f"McNemar's test: p = {float(row['mcnemar_p']):.0e}",
+            (0.99, position + 0.5),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="center",
+            fontsize=8,
+            color="0.35",
+        )
     names = [f"{row['model']}\n{int(row['parameters']):,} parameters" for row in rows]
     axes.set_yticks(positions, names)
     axes.set_ylim(-0.6, len(rows) - 0.4)
@@ -252,6 +376,30 @@ def draw_comparison(out_dir):
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside upper center", ncols=3, fontsize="small", frameon=False)
     save(figure, (Path(out_dir) / COMPARISON).with_suffix(".png"))
+
+
+def draw_robustness(out_dir):
+    """robustness.png: test accuracy of each model by shift and by angle."""
+    rows = read_rows(Path(out_dir) / ROBUSTNESS)
+    curves = {}
+    for row in rows:
+        curve = curves.setdefault((row["transformation"], row["model"]), ([], []))
+        curve[0].append(float(row["amount"]))
+        curve[1].append(float(row["test_accuracy"]))
+    models = sorted({row["model"] for row in rows}, key=lambda model: -curves["shift", model][1][0])
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, transformation in zip(panels, ("shift", "rotation")):
+        for model, (line, colour) in zip(models, itertools.cycle(LINE_STYLES)):
+            axes.plot(*curves[transformation, model], line, color=colour, markersize=5, label=model)
+        axes.grid(alpha=0.3)
+    panels[0].set(xlabel="shift in pixels, mean over four directions", ylabel="test accuracy", ylim=(0, 1))
+    panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    panels[1].set(xlabel="rotation in degrees, mean over both senses")
+    panels[1].set_xticks(range(0, 91, 15))
+    figure.suptitle("Test accuracy when the images are moved or turned")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(models), frameon=False)
+    save(figure, (Path(out_dir) / ROBUSTNESS).with_suffix(".png"))
 
 
 if __name__ == "__main__":

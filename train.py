@@ -400,7 +400,7 @@ def save_epoch(folder, checkpoint, optimizer, history):
 
 def remove_former_run(folder):
     """Remove what belongs to the run that this one replaces, but for the files that are about to be replaced."""
-    for name in (*plots.pictures_of_a_run(), plots.PREDICTIONS, plots.LAST):
+    for name in (*plots.pictures_of_a_run(), plots.PREDICTIONS, plots.MISTAKES, plots.FILTERS, plots.LAST):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -91,6 +91,17 @@ def test_augmentation_varies_by_image_and_epoch_and_repeats_by_seed():
     assert changed.sum() > 55, "almost every image"
 
 
+def test_images_are_moved_and_turned_with_their_edges_mirrored():
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    padded = np.pad(images, [(0, 0), (0, 0), (8, 8), (8, 8)], mode="reflect")
+    assert np.array_equal(data.shifted(images, 3, -5), padded[:, :, 5:37, 13:45]), "3 down, 5 to the left"
+    assert np.array_equal(data.shifted(images, 3, 0)[:, :, 3:], images[:, :, :-3])
+    assert torch.equal(data.shifted(images, 0, 0), images) and torch.equal(data.rotated(images, 0), images)
+    assert np.array_equal(data.rotated(images, 90), np.rot90(images, axes=(2, 3))), "counter-clockwise"
+    white = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
+    assert all(torch.equal(data.rotated(white, angle), white) for angle in (30, 45, -60)), "no black corners"
+
+
 def test_channel_statistics_are_those_of_numpy():
     images = torch.randint(0, 256, (2500, 3, 8, 8), dtype=torch.uint8)
     mean, std = data.channel_statistics(images)

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import sklearn.metrics
+import torch
 from PIL import Image
 from scipy.stats import binomtest
 
@@ -43,6 +44,48 @@ def test_metrics_agree_with_scikit_learn_on_the_saved_predictions(finished_run):
     assert test["accuracy_interval"] == close([interval.low, interval.high])
 
 
+def test_calibration_error_is_that_of_the_saved_predictions(finished_run):
+    folder, _ = finished_run("cnn2")
+    test = json.loads((folder / "metrics.json").read_text())["test"]
+    saved = np.load(folder / "predictions_test.npz")
+    confidences, right = saved["probabilities"].max(axis=1), saved["probabilities"].argmax(axis=1) == saved["labels"]
+    error = 0
+    for index in range(15):
+        inside = (confidences > index / 15) & (confidences <= (index + 1) / 15)
+        error += abs(right[inside].sum() - confidences[inside].sum()) / 300
+        assert test["calibration_bins"][index]["samples"] == inside.sum()
+    assert test["expected_calibration_error"] == pytest.approx(error, abs=1e-6)
+    assert 0 < error < 1
+
+
+def test_calibration_of_known_predictions():
+    assert evaluate.calibration(np.full(4, 0.75), np.array([1, 1, 1, 0]) == 1)["expected_calibration_error"] == 0
+    half_wrong = evaluate.calibration(np.array([1.0, 1.0, 0.5, 0.5]), np.array([True, False, True, False]))
+    assert half_wrong["expected_calibration_error"] == 0.25
+    assert [bin["samples"] for bin in half_wrong["calibration_bins"]] == [0] * 7 + [2] + [0] * 6 + [2]
+
+
+def test_mistakes_are_the_most_confident_wrong_predictions(finished_run):
+    folder, _ = finished_run("cnn2")
+    mistakes, saved = np.load(folder / "mistakes.npz"), np.load(folder / "predictions_test.npz")
+    probabilities, labels, index = saved["probabilities"], saved["labels"], mistakes["index"]
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+    assert 0 < len(index) == min(25, len(wrong))
+    confidences = probabilities.max(axis=1)
+    assert confidences[index].tolist() == sorted(confidences[wrong], reverse=True)[:25]
+    assert set(index) <= set(wrong)
+    assert np.array_equal(mistakes["images"], data.load_splits("digits", "", ["test"])["test"].images[index])
+    assert (folder / "mistakes.png").exists()
+
+
+def test_filters_are_the_kernels_of_the_first_convolution(finished_run):
+    folder, _ = finished_run("cnn2")
+    weights = models.load_checkpoint(folder / "best.pt")["weights"]["layers.0.weight"]
+    assert np.array_equal(np.load(folder / "filters.npz")["weights"], weights)
+    assert (folder / "filters.png").exists()
+    assert not list(finished_run("dense")[0].glob("filters.*")), "it has no convolution"
+
+
 def test_metrics_tell_how_the_run_was_made(finished_run):
     folder, _ = finished_run("cnn2")
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -67,7 +110,7 @@ def test_evaluating_again_writes_the_very_same_files(finished_run, call):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     tables = out[out.index("\ntrain\n") : out.index("Tables and pictures")]
     assert tables in output, "the numbers that the training printed at its end"
-    assert "F1" in tables and "macro average" in tables and "95 % interval" in tables
+    assert "F1" in tables and "macro average" in tables and "95% interval" in tables
 
 
 def test_a_copy_of_best_alone_gives_the_same_metrics(finished_run, call, tmp_path):
@@ -100,7 +143,57 @@ def test_several_checkpoints_are_compared(finished_run, call, tmp_path):
         assert int(rows[model]["parameters"]) == metrics["parameters"]
         line = next(line for line in (folder / "comparison.md").read_text().splitlines() if f"| {model} |" in line)
         assert f"{metrics['test']['accuracy']:.2%}" in line
+        assert int(rows[model]["multiply_adds"]) == models.multiply_adds(models.build(model))
     assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    # McNemar's test of the better one (the last row) against the other.
+    first, second = list(rows)
+    right = {}
+    for model in rows:
+        saved = np.load(folder / model / "predictions_test.npz")
+        right[model] = saved["probabilities"].argmax(axis=1) == saved["labels"]
+    only_second, only_first = (right[second] > right[first]).sum(), (right[first] > right[second]).sum()
+    expected = binomtest(int(only_second), int(only_second + only_first)).pvalue
+    row = rows[second]
+    assert row["compared_with"] == first and rows[first]["mcnemar_p"] == ""
+    assert int(row["only_this_right"]) == only_second and int(row["only_that_right"]) == only_first
+    assert float(row["mcnemar_p"]) == pytest.approx(expected)
+
+
+def test_mcnemar_of_known_counts():
+    def p(only_this, only_that):
+        this = np.array([True] * only_this + [False] * only_that + [True] * 5)
+        that = np.array([False] * only_this + [True] * only_that + [True] * 5)
+        return evaluate.mcnemar({"this": this, "that": that}, "this", "that")["mcnemar_p"]
+
+    assert p(0, 0) == p(5, 5) == 1
+    assert p(10, 0) == p(0, 10) == 2 / 1024
+    assert p(900, 700) == pytest.approx(binomtest(700, 1600).pvalue)
+    assert 0 < p(2300, 700) < 1e-190
+
+
+def test_robustness_is_measured_from_the_checkpoints(finished_run, call, tmp_path):
+    for model in ("dense", "cnn2"):
+        (tmp_path / model).mkdir()
+        shutil.copy(finished_run(model)[0] / "best.pt", tmp_path / model)
+    code, out, err = call(evaluate.main, "--robustness", "dense/best.pt", "cnn2/best.pt")
+    assert code == 0 and err == ""
+    accuracy = {}
+    for row in csv.DictReader(open(tmp_path / "robustness.csv")):
+        accuracy[row["model"], row["transformation"], int(row["amount"])] = float(row["test_accuracy"])
+    assert len(accuracy) == 2 * (9 + 10) and (tmp_path / "robustness.png").exists()
+    images, labels = data.load_splits("digits", "", ["test"])["test"]
+    for model in ("dense", "cnn2"):
+        metrics = json.loads((finished_run(model)[0] / "metrics.json").read_text())
+        network = models.load_model(tmp_path / model / "best.pt")[0]
+        assert accuracy[model, "shift", 0] == accuracy[model, "rotation", 0] == metrics["test"]["accuracy"]
+        assert accuracy[model, "shift", 8] < 0.8 and accuracy[model, "rotation", 90] < 0.8, "a 6 is no 9"
+        moved = [np.roll(np.pad(images, [(0, 0), (0, 0), (9, 9), (9, 9)], "reflect"), by, (2, 3)) for by in MOVES]
+        right = [(network(torch.tensor(one[:, :, 9:-9, 9:-9])).argmax(dim=1) == labels).float().mean() for one in moved]
+        assert accuracy[model, "shift", 4] == pytest.approx(np.mean(right), abs=1e-6)
+        assert f"{accuracy[model, 'rotation', 90]:.1%}" in out
+
+
+MOVES = [(4, 0), (-4, 0), (0, 4), (0, -4)]
 
 
 def test_pictures_are_named_without_a_data_set(finished_run, call, tmp_path):
@@ -172,8 +265,7 @@ def test_real_cifar10_results_are_those_committed(cifar10_dir, call, tmp_path):
     from conftest import ROOT
 
     committed = ROOT / "outs" / "exercise_04"
-    checkpoints = sorted(committed.glob("cnn2/best.pt"))
-    assert checkpoints
+    checkpoints = [committed / model / "best.pt" for model in models.MODELS]
     for checkpoint in checkpoints:
         shutil.copy(checkpoint, tmp_path)
         code, out, err = call(evaluate.main, "best.pt", "--data-dir", cifar10_dir)

@@ -13,11 +13,22 @@ IMAGES = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8, generator=torc
 
 # Each number is the sum over the layers as the README lists them.
 @pytest.mark.parametrize(
-    ("name", "parameters"), [("dense", 1_707_274), ("cnn1", 82_826), ("cnn2", 545_098), ("vgg", 2_197_706)]
+    ("name", "parameters", "multiply_adds"),
+    [
+        ("dense", 1_707_274, 3072 * 512 + 512 * 256 + 256 * 10),
+        ("cnn1", 82_826, 32**2 * 27 * 32 + 8192 * 10),
+        ("cnn2", 545_098, 32**2 * 27 * 32 + 16**2 * 288 * 64 + 4096 * 128 + 128 * 10),
+        (
+            "vgg",
+            2_197_706,
+            32**2 * (27 + 576) * 64 + 16**2 * (576 + 1152) * 128 + 8**2 * (1152 + 2304) * 256 + 4096 * 256 + 2560,
+        ),
+    ],
 )
-def test_networks_give_probabilities_and_have_the_described_size(name, parameters):
+def test_networks_give_probabilities_and_have_the_described_size(name, parameters, multiply_adds):
     model = models.build(name, [120, 120, 110], [60, 60, 65]).eval()
     assert models.count_parameters(model) == parameters
+    assert models.multiply_adds(model) == multiply_adds
     probabilities = model(IMAGES)
     assert probabilities.shape == (7, 10) and probabilities.dtype == torch.float32
     assert (probabilities >= 0).all()

@@ -1,13 +1,16 @@
 import shutil
 
+import evaluate
 import plots
 
 
 def test_pictures_are_redrawn_from_the_files_alone(finished_run, call, tmp_path):
     shutil.copytree(finished_run("cnn2")[0].parent, tmp_path / "outs")
+    call(evaluate.main, tmp_path / "outs" / "cnn2" / "best.pt", tmp_path / "outs" / "cnn2" / "best.pt")
+    call(evaluate.main, "--robustness", tmp_path / "outs" / "cnn2" / "best.pt")
     drawn = {path: path.read_bytes() for path in (tmp_path / "outs").rglob("*.png")}
     names = {path.name for path in drawn}
-    assert names == {*plots.pictures_of_a_run(), "plot_dataset_example.png"}
+    assert names == {*plots.pictures_of_a_run(), "plot_dataset_example.png", "comparison.png", "robustness.png"}
     for path in drawn:
         path.unlink()
     for checkpoint in (tmp_path / "outs").rglob("*.pt"):

@@ -1,0 +1,224 @@
+"""The tables of the README, made from the committed files.
+
+Usage:
+
+    python tests/readme_tables.py       write them into README.md, each between its two markers
+
+tests/test_readme.py fails when the README says anything else.
+"""
+
+import csv
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import evaluate  # noqa: E402
+import models  # noqa: E402
+import plots  # noqa: E402
+
+README = ROOT / "README.md"
+RESULTS = ROOT / "outs" / "exercise_04"
+SOFTMAX_TWICE = ROOT / "outs" / "softmax_twice"
+BENCHMARKS = ROOT / "benchmarks"
+NETWORKS = list(models.MODELS)  # from the simplest on
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+def main():
+    README.write_text(with_tables(README.read_text()))
+
+
+def with_tables(text):
+    """The README's text with what stands between the markers `table: NAME` and `end of table` made anew."""
+    return MARKED.sub(lambda match: match[1] + evaluate.markdown(TABLES[match[2]]()) + match[3], text)
+
+
+def metrics_of(name):
+    return json.loads((RESULTS / name / plots.METRICS).read_text())
+
+
+def code(name):
+    return f"`{name}`"
+
+
+def share(value):
+    return f"{value:.2%}"
+
+
+def interval(metrics):
+    low, high = metrics["accuracy_interval"]
+    return f"{low:.2%} to {high:.2%}"
+
+
+def split():
+    samples = {name: metrics_of("cnn2")[name]["samples"] for name in plots.SPLITS}
+    total = sum(samples.values())
+    rows = [[name, f"{count:,}", share(count / total), f"{count // 10:,}"] for name, count in samples.items()]
+    return [["split", "images", "share", "of each class"], *rows]
+
+
+def layers(name):
+    """A row for each layer: its kind, the shape of what it gives for one image, its parameters."""
+    model, rows = models.build(name).eval(), []
+
+    def note(layer, inputs, output):
+        kind = {"Conv2d": "convolution 3x3", "Linear": "fully connected", "MaxPool2d": "max pooling 2x2"}
+        kind |= {"BatchNorm2d": "batch normalisation", "Dropout": "dropout 0.5", "Flatten": "flatten"}
+        title = kind.get(type(layer).__name__, type(layer).__name__)
+        shape = " x ".join(map(str, output.shape[1:]))
+        rows.append([title, shape, f"{models.count_parameters(layer):,}"])
+
+    for layer in model.layers:
+        layer.register_forward_hook(note)
+    with torch.inference_mode():
+        model(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    total = ["**sum**", "", f"**{models.count_parameters(model):,}**"]
+    return [["layer", "output", "parameters"], ["normalise", "3 x 32 x 32", "0"], *rows, ["softmax", "10", "0"], total]
+
+
+def comparison():
+    header = ["network", "parameters", "multiply-adds", "best epoch", "s an epoch", "train", "validation", "test"]
+    header += ["95% interval", "precision", "recall", "F1"]
+    rows = []
+    for row in plots.read_rows(RESULTS / plots.COMPARISON):
+        cells = [code(row["model"]), *(f"{int(row[name]):,}" for name in ("parameters", "multiply_adds", "best_epoch"))]
+        cells += [f"{float(row['seconds_per_epoch']):.1f}"]
+        cells += [share(float(row[f"{name}_accuracy"])) for name in ("train", "validation")]
+        cells += [f"**{float(row['test_accuracy']):.2%}**"]
+        cells += [f"{float(row['interval_low']):.2%} to {float(row['interval_high']):.2%}"]
+        rows.append(cells + [share(float(row[f"test_{name}"])) for name in ("precision", "recall", "f1")])
+    return [header, *rows]
+
+
+def mcnemar():
+    rows = []
+    for row in plots.read_rows(RESULTS / plots.COMPARISON)[1:]:
+        pair = f"{code(row['compared_with'])}, {code(row['model'])}"
+        counts = [f"{int(row[name]):,}" for name in ("only_that_right", "only_this_right")]
+        rows.append([pair, *counts, f"{float(row['mcnemar_p']):.0e}"])
+    return [["networks", "only the first is right", "only the second is right", "p"], *rows]
+
+
+def splits_of_cnn2():
+    rows, metrics = [], metrics_of("cnn2")
+    for name in plots.SPLITS:
+        values = metrics[name]
+        cells = [name, share(values["accuracy"]), interval(values), share(values["balanced_accuracy"])]
+        cells += [share(values["macro"][column]) for column in plots.METRIC_COLUMNS]
+        rows.append([*cells, f"{values['loss']:.4f}"])
+    header = [
+        "split",
+        "accuracy",
+        "95% interval",
+        "balanced accuracy",
+        "precision",
+        "recall",
+        "F1",
+        "specificity",
+        "loss",
+    ]
+    return [header, *rows]
+
+
+def fitting():
+    """Where overfitting begins, what the kept epoch has, and where the last one ends."""
+    header = ["network", "lowest validation loss", "kept epoch", "its training accuracy", "its validation accuracy"]
+    header += ["last training accuracy", "last validation accuracy", "last validation loss"]
+    rows = []
+    for name in NETWORKS:
+        history, metrics = plots.read_history(RESULTS / name), metrics_of(name)
+        lowest, last = history["validation_loss"].argmin(), {key: values[-1] for key, values in history.items()}
+        cells = [
+            code(name),
+            f"{history['validation_loss'][lowest]:.3f} at epoch {lowest + 1}",
+            str(metrics["best_epoch"]),
+        ]
+        cells += [share(metrics[split]["accuracy"]) for split in ("train", "validation")]
+        cells += [share(last[f"{split}_accuracy"]) for split in ("train", "validation")]
+        rows.append([*cells, f"{last['validation_loss']:.3f}"])
+    return [header, *rows]
+
+
+def recall():
+    metrics = {name: metrics_of(name)["test"]["per_class"] for name in NETWORKS}
+    rows = [[label, *(f"{metrics[name][label]['recall']:.1%}" for name in NETWORKS)] for label in metrics["cnn2"]]
+    return [["class", *map(code, NETWORKS)], *rows]
+
+
+def confusions(count=8):
+    """cnn2's most frequent confusions on the test split, and the same ones of the other networks."""
+    matrices = {name: np.array(metrics_of(name)["test"]["confusion_matrix"]) for name in NETWORKS}
+    classes = list(metrics_of("cnn2")["test"]["per_class"])
+    wrong = matrices["cnn2"] - np.diag(np.diag(matrices["cnn2"]))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:count]
+    rows = []
+    for true, predicted in zip(*np.unravel_index(order, wrong.shape)):
+        shares = (f"{matrix[true, predicted] / matrix[true].sum():.1%}" for matrix in matrices.values())
+        rows.append([classes[true], classes[predicted], *shares])
+    return [["true class", "taken for", *map(code, NETWORKS)], *rows]
+
+
+def calibration():
+    rows = []
+    for name in NETWORKS:
+        test = metrics_of(name)["test"]
+        with np.load(RESULTS / name / plots.PREDICTIONS) as saved:
+            confidence = saved["probabilities"].max(axis=1).mean(dtype=np.float64)
+        rows.append([code(name), share(confidence), share(test["accuracy"]), share(test["expected_calibration_error"])])
+    return [["network", "mean probability of the predicted class", "accuracy", "calibration error"], *rows]
+
+
+def robustness():
+    chosen = {"shift": (0, 1, 2, 4, 6, 8), "rotation": (10, 20, 30, 60, 90)}
+    accuracy = {
+        (row["model"], row["transformation"], int(row["amount"])): float(row["test_accuracy"])
+        for row in plots.read_rows(RESULTS / plots.ROBUSTNESS)
+    }
+    units = {"shift": "{} px", "rotation": "{}°"}
+    header = ["network", *(units[kind].format(amount) for kind, amounts in chosen.items() for amount in amounts)]
+    rows = [
+        [code(name), *(f"{accuracy[name, kind, amount]:.1%}" for kind in chosen for amount in chosen[kind])]
+        for name in NETWORKS
+    ]
+    return [header, *rows]
+
+
+def softmax():
+    rows = []
+    for title, folder in (("logits", RESULTS / "cnn2"), ("probabilities: softmax applied twice", SOFTMAX_TWICE)):
+        metrics, history = json.loads((folder / plots.METRICS).read_text()), plots.read_history(folder)
+        lowest, test = history["validation_loss"].argmin() + 1, metrics["test"]
+        cells = [title, str(metrics["best_epoch"]), str(lowest), share(metrics["validation"]["accuracy"])]
+        rows.append([*cells, share(test["accuracy"]), interval(test), share(test["expected_calibration_error"])])
+    header = ["the loss of `cnn2` is taken on", "best epoch", "lowest validation loss at epoch", "validation"]
+    return [[*header, "test", "95% interval", "calibration error"], *rows]
+
+
+def speed():
+    measured, rows = json.loads((BENCHMARKS / "throughput.json").read_text()), []
+    for name, values in measured["steps"].items():
+        times = {contestant: summary["median"] for contestant, summary in values["milliseconds"].items()}
+        usual = min(time for contestant, time in times.items() if contestant.startswith("usual"))
+        ratio, fp32, floor = values["ratios"].values()
+        spread = f"{ratio['median']:.1f} ({ratio['minimum']:.1f} to {ratio['maximum']:.1f})"
+        cells = [code(name), f"{times['project']:.2f} ms", f"{usual:.2f} ms", spread]
+        rows.append([*cells, f"{fp32['median']:.1f}", f"{floor['median']:.2f}"])
+    return [["network", "this project", "usual script", "ratio", "ratio in fp32", "of the floor"], *rows]
+
+
+TABLES = {
+    function.__name__: function
+    for function in (split, comparison, mcnemar, splits_of_cnn2, fitting, recall, confusions, calibration)
+}
+TABLES |= {function.__name__: function for function in (robustness, softmax, speed)}
+TABLES |= {f"layers_{name}": lambda name=name: layers(name) for name in NETWORKS}
+
+if __name__ == "__main__":
+    main()
