@@ -89,11 +89,13 @@ def convolution_block(channels_in, channels_out):
 
 
 class CNN1(Network):
-    """One convolution block."""
+    """One convolution block and a hidden fully connected layer: CNN2 without its second block."""
 
     def __init__(self, *normalisation):
         super().__init__(*normalisation)
-        self.layers = nn.Sequential(*convolution_block(3, 32), Flatten(), nn.Linear(32 * 16 * 16, 10))
+        self.layers = nn.Sequential(
+            *convolution_block(3, 32), Flatten(), nn.Linear(32 * 16 * 16, 128), nn.ReLU(), nn.Linear(128, 10)
+        )
 
 
 class CNN2(Network):
