@@ -303,7 +303,7 @@ def draw_filters(folder, metrics):
     largest = np.abs(weights).max()
     tiles = (0.5 + weights / (2 * largest)).repeat(16, axis=2).repeat(16, axis=3)
     columns = 16
-    figure = Figure(figsize=(8, 0.6 + 8 / columns * len(weights) / columns), layout="constrained")
+    figure = Figure(figsize=(8, 0.45 + 8 / columns * len(weights) / columns), layout="constrained")
     axes = figure.subplots()
     axes.imshow(mosaic(tiles.reshape(-1, columns, *tiles.shape[1:])), interpolation="nearest")
     axes.axis("off")
