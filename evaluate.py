@@ -11,6 +11,7 @@ Usage:
 import argparse
 import csv
 import io
+import itertools
 import json
 import math
 import os
@@ -40,7 +41,8 @@ BATCH_SIZE = 100
 def main(argv=None):
     arguments = parse_arguments(argv)
     device = choose_device(arguments.device)
-    checkpoints = arguments.checkpoint or sorted(DEFAULT_OUT_DIR["cifar10"].glob(f"*/{plots.BEST}"))
+    named = arguments.checkpoint or sorted(DEFAULT_OUT_DIR["cifar10"].glob(f"*/{plots.BEST}"))
+    checkpoints = list({path.resolve(): path for path in named}.values())  # each once
     if not checkpoints:
         raise models.CheckpointError(f"no checkpoint named, and no best.pt under {DEFAULT_OUT_DIR['cifar10']}")
     if arguments.image:
@@ -75,7 +77,9 @@ def parse_arguments(argv):
     task = parser.add_mutually_exclusive_group()
     task.add_argument("--image", type=Path, nargs="+", metavar="FILE", help="pictures to classify; needs no data set")
     task.add_argument(
-        "--robustness", action="store_true", help="measure the accuracy on shifted and on rotated test images instead"
+        "--robustness",
+        action="store_true",
+        help="measure the accuracy on shifted and on rotated test images instead; writes robustness.csv and .png anew",
     )
     add_common_arguments(parser)
     return parser.parse_args(argv)
@@ -130,7 +134,12 @@ def evaluate_checkpoint(path, data_dir, device):
     write_arrays(folder / plots.PREDICTIONS, labels=labels, probabilities=probabilities)
     mistakes = worst_mistakes(probabilities, labels)
     write_arrays(
-        folder / plots.MISTAKES, index=mistakes, images=split.images[mistakes].numpy(), classes=checkpoint["classes"]
+        folder / plots.MISTAKES,
+        index=mistakes,
+        images=split.images[mistakes].numpy(),
+        labels=labels[mistakes],
+        probabilities=probabilities[mistakes],
+        classes=checkpoint["classes"],
     )
     convolutions = [layer for layer in model.layers if isinstance(layer, torch.nn.Conv2d)]
     if convolutions:
@@ -142,7 +151,8 @@ def evaluate_checkpoint(path, data_dir, device):
 
 
 def worst_mistakes(probabilities, labels):
-    """Which samples were given a wrong class with the highest probability, int64 [at most MISTAKES], worst first."""
+    """Which samples were given a wrong class with the highest probability, int64 [at most MISTAKES], worst first; equal
+    ones in the order of the split."""
     confidences = np.where(probabilities.argmax(axis=1) == labels, -1, probabilities.max(axis=1))
     order = np.argsort(-confidences, kind="stable")[:MISTAKES]
     return order[confidences[order] >= 0]
@@ -254,68 +264,70 @@ def compare(folders):
     A row for each run, from the lowest test accuracy to the highest, and each against the one before it by McNemar's
     exact test on the same test images.
     """
-    rows, right = [], {}
     folders = [Path(folder).resolve() for folder in folders]
-    for folder in folders:
+    runs = []
+    for folder, name in zip(folders, run_names(folders)):
         metrics = json.loads((folder / plots.METRICS).read_text())
         with np.load(folder / plots.PREDICTIONS) as saved:
-            right[folder.name] = saved["probabilities"].argmax(axis=1) == saved["labels"]
+            right = saved["probabilities"].argmax(axis=1) == saved["labels"]
         test = metrics["test"]
-        rows.append(
-            {
-                "model": folder.name,
-                "parameters": metrics["parameters"],
-                "multiply_adds": metrics["multiply_adds"],
-                "best_epoch": metrics["best_epoch"],
-                "seconds_per_epoch": metrics["seconds"] / metrics["best_epoch"],
-                "train_accuracy": metrics["train"]["accuracy"],
-                "validation_accuracy": metrics["validation"]["accuracy"],
-                "test_accuracy": test["accuracy"],
-                "interval_low": test["accuracy_interval"][0],
-                "interval_high": test["accuracy_interval"][1],
-                **{f"test_{name}": test["macro"][name] for name in ("precision", "recall", "f1")},
-            }
-        )
-    rows.sort(key=lambda row: row["test_accuracy"])
+        row = {
+            "model": name,
+            "parameters": metrics["parameters"],
+            "multiply_adds": metrics["multiply_adds"],
+            "best_epoch": metrics["best_epoch"],
+            "seconds_per_epoch": metrics["seconds"] / metrics["best_epoch"],
+            "train_accuracy": metrics["train"]["accuracy"],
+            "validation_accuracy": metrics["validation"]["accuracy"],
+            "test_accuracy": test["accuracy"],
+            "interval_low": test["accuracy_interval"][0],
+            "interval_high": test["accuracy_interval"][1],
+            **{f"test_{name}": test["macro"][name] for name in ("precision", "recall", "f1")},
+        }
+        runs.append((row, right))
+    runs.sort(key=lambda run: run[0]["test_accuracy"])
+    rows = [row for row, _ in runs]
     summary = table_rows(rows)
-    for row, previous in zip(rows, [None, *rows]):
-        row |= mcnemar(right, row["model"], previous and previous["model"])
-    tests = table_rows([{name: row[name] for name in ("model", *MCNEMAR)} for row in rows[1:]])
+    columns = ("compared_with", "only_this_right", "only_that_right", "mcnemar_p")
+    rows[0] |= dict.fromkeys(columns)
+    for (that, that_right), (this, this_right) in itertools.pairwise(runs):
+        this |= dict(zip(columns, (that["model"], *mcnemar(this_right, that_right))))
+    tables = [summary, table_rows([{name: row[name] for name in ("model", *columns)} for row in rows[1:]])]
     out_dir = folders[0].parent
     models.write_atomically(out_dir / plots.COMPARISON, csv_bytes(rows))
-    models.write_atomically(
-        (out_dir / plots.COMPARISON).with_suffix(".md"), f"{markdown(summary)}\n{markdown(tests)}".encode()
-    )
+    models.write_atomically((out_dir / plots.COMPARISON).with_suffix(".md"), "\n".join(map(markdown, tables)).encode())
     plots.draw_comparison(out_dir)
-    print(f"\n{format_table(summary)}\n\n{format_table(tests)}\n\nThe comparison is in {out_dir}")
+    print("", *map(format_table, tables), f"The comparison is in {out_dir}", sep="\n\n")
 
 
-MCNEMAR = ("compared_with", "only_this_right", "only_that_right", "mcnemar_p")
+def run_names(folders):
+    """What runs are called where they stand together: their folders' names, after as much of the path as differs."""
+    common = os.path.commonpath([folder.parent for folder in folders])
+    return [folder.relative_to(common).as_posix() for folder in folders]
 
 
-def mcnemar(right, this, that):
-    """McNemar's exact test of two models on the same samples: is one right more often where just one of them is?
+def mcnemar(this, that):
+    """McNemar's exact test of two classifiers on the same samples, from where each is right, two bool arrays [N].
 
-    `right` has a bool array [N] for each name. Two-sided (McNemar 1947, Psychometrika 12:153; recommended for classifiers
-    by Dietterich 1998, Neural Computation 10:1895). Without a second model, the entries are empty.
+    Returns how often only this one is right, how often only that one, and the two-sided p (McNemar 1947, Psychometrika
+    12:153; recommended for classifiers by Dietterich 1998, Neural Computation 10:1895).
     """
-    if that is None:
-        return dict.fromkeys(MCNEMAR)
-    only_this, only_that = int((right[this] & ~right[that]).sum()), int((right[that] & ~right[this]).sum())
+    only_this, only_that = int((this & ~that).sum()), int((that & ~this).sum())
     differing = only_this + only_that
     tail = sum(math.comb(differing, count) for count in range(min(only_this, only_that) + 1))
-    return dict(zip(MCNEMAR, (that, only_this, only_that, min(1.0, 2 * tail / 2**differing))))
+    return only_this, only_that, min(1.0, 2 * tail / 2**differing)
 
 
 def measure_robustness(checkpoints, data_dir, device):
     """Write robustness.csv and .png: test accuracy by shift, the mean over the four directions, and by angle, the mean
     over both senses of rotation; into the folder that holds the first checkpoint's results."""
     rows = []
-    for path in checkpoints:
+    folders = [results_folder(path).resolve() for path in checkpoints]
+    out_dir = folders[0].parent
+    for path, name in zip(checkpoints, run_names(folders)):
         model, checkpoint = models.load_model(path)
         model.to(device)
         split = data.load_splits(checkpoint["dataset"], data_dir, ["test"], checkpoint["split_seed"])["test"]
-        name = results_folder(path).resolve().name
         unchanged = mean_accuracy(model, split, [split.images])
         for pixels in SHIFTS:
             moved = (data.shifted(split.images, *by) for by in [(pixels, 0), (-pixels, 0), (0, pixels), (0, -pixels)])
@@ -325,10 +337,9 @@ def measure_robustness(checkpoints, data_dir, device):
             turned = (data.rotated(split.images, angle) for angle in (degrees, -degrees))
             accuracy = mean_accuracy(model, split, turned) if degrees else unchanged
             rows.append({"model": name, "transformation": "rotation", "amount": degrees, "test_accuracy": accuracy})
-        print(f"{name}: {unchanged:.2%} as they are", flush=True)
-    out_dir = results_folder(checkpoints[0]).resolve().parent
-    models.write_atomically(out_dir / plots.ROBUSTNESS, csv_bytes(rows))
-    plots.draw_robustness(out_dir)
+        models.write_atomically(out_dir / plots.ROBUSTNESS, csv_bytes(rows))
+        plots.draw_robustness(out_dir)
+        print(f"{name}: done", flush=True)
     for transformation, amounts in (("shift", SHIFTS), ("rotation", ROTATIONS)):
         table = [[transformation, *map(str, amounts)]]
         for name in dict.fromkeys(row["model"] for row in rows):

@@ -66,7 +66,7 @@ def main(argv=None):
         for path in sorted(folder.rglob(name)):
             try:
                 draw(path.parent)
-            except (PlotError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            except Exception as error:  # damaged files raise anything
                 print(f"plots.py: can't draw {path} and what is beside it: {error}", file=sys.stderr)
                 return 2
             drawn.append(str(path))
@@ -124,6 +124,8 @@ def draw_loss(folder, metrics):
     history = read_history(folder)
     epochs = history["epoch"]
     best = metrics["best_epoch"] - 1
+    if best >= len(epochs):  # what a run that was killed in between leaves
+        raise PlotError(f"{folder / HISTORY} ends before epoch {best + 1}: go on with the run by --resume")
     lowest = history["validation_loss"].argmin()
     figure = Figure(figsize=(9, 4), layout="constrained")
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy")):
@@ -277,20 +279,19 @@ def draw_calibration(folder, metrics):
 def draw_mistakes(folder, metrics):
     """mistakes.png: the test images that were given a wrong class with the highest probability."""
     with np.load(folder / MISTAKES) as saved:
-        index, images, classes = saved["index"], saved["images"], saved["classes"]
-    with np.load(folder / PREDICTIONS) as saved:
-        labels, probabilities = saved["labels"][index], saved["probabilities"][index]
+        images, labels, probabilities, classes = (
+            saved[name] for name in ("images", "labels", "probabilities", "classes")
+        )
     figure = Figure(figsize=(8, 9.2), layout="constrained")
     for position, axes in enumerate(figure.subplots(5, 5).flat):
         axes.axis("off")
-        if position < len(index):
+        if position < len(images):
             axes.imshow(images[position].transpose(1, 2, 0), interpolation="nearest")
             predicted = probabilities[position].argmax()
-            # Rounded down: no mistake was made with a probability of 1.
-            share = np.floor(1e4 * probabilities[position, predicted].astype(float)) / 100
-            axes.set_title(f"{classes[predicted]} {share:.2f}%\nis {classes[labels[position]]}", fontsize=9)
+            share = probabilities[position, predicted]
+            axes.set_title(f"{classes[predicted]} {share:.2%}\nis {classes[labels[position]]}", fontsize=9)
     figure.suptitle(
-        f"{metrics['model']}, test split: the {len(index)} mistakes made with the highest probability\n"
+        f"{metrics['model']}, test split: the {len(images)} mistakes made with the highest probability\n"
         "predicted class and its probability, below it the true class"
     )
     save(figure, (folder / MISTAKES).with_suffix(".png"))
@@ -396,7 +397,7 @@ def draw_robustness(out_dir):
     panels[0].set(xlabel="shift in pixels, mean over four directions", ylabel="test accuracy", ylim=(0, 1))
     panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     panels[1].set(xlabel="rotation in degrees, mean over both senses")
-    panels[1].set_xticks(range(0, 91, 15))
+    panels[1].set_xticks(range(0, 91, 10))
     figure.suptitle("Test accuracy when the images are moved or turned")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(models), frameon=False)
     save(figure, (Path(out_dir) / ROBUSTNESS).with_suffix(".png"))

@@ -9,7 +9,6 @@ Usage:
 
 import argparse
 import contextlib
-import io
 import math
 import os
 import platform
@@ -19,7 +18,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
@@ -406,9 +404,8 @@ def remove_former_run(folder):
 
 def write_examples(out_dir, split, classes):
     """Save and draw the first training images of every class, for the folder that holds the runs of a data set."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, images=data.examples(split, per_class=10).numpy(), classes=classes)
-    models.write_atomically(out_dir / plots.EXAMPLES, buffer.getvalue())
+    images = data.examples(split, per_class=10).numpy()
+    evaluate.write_arrays(out_dir / plots.EXAMPLES, images=images, classes=classes)
     plots.draw_examples(out_dir)
 
 

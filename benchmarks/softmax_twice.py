@@ -10,7 +10,6 @@ the epoch chosen by validation accuracy. Both losses in the history are those th
 those of the network that comes of it, computed rightly.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -29,20 +28,22 @@ import train  # noqa: E402
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Train cnn2 with softmax applied twice.")
+    parser = evaluate.Parser(description="Train cnn2 with softmax applied twice.")
     parser.add_argument("--data-dir", type=Path, default=evaluate.DEFAULT_DATA_DIR)
     parser.add_argument("--dataset", choices=data.CLASSES, default="cifar10")
-    parser.add_argument("--epochs", type=int, default=train.RECIPE["epochs"])
+    parser.add_argument("--epochs", type=train.number(int, 1, 10**6), default=train.RECIPE["epochs"])
     parser.add_argument("--folder", type=Path, default=ROOT / "outs" / "softmax_twice")
     arguments = parser.parse_args()
 
+    arguments.folder.mkdir(parents=True, exist_ok=True)
     settings = train.RECIPE | {"epochs": arguments.epochs}
     device = evaluate.choose_device("auto")
     precision = train.choose_precision("auto", device)
     splits = data.load_splits(arguments.dataset, arguments.data_dir)
+    normalisation = data.channel_statistics(splits["train"].images)
     splits = {name: split.to(device) for name, split in splits.items()}
     torch.manual_seed(settings["seed"])
-    model = models.build("cnn2", *data.channel_statistics(splits["train"].images.cpu())).to(device)
+    model = models.build("cnn2", *normalisation).to(device)
     optimizer = train.make_optimizer(model, settings)
     autocast = train.make_autocast(device, precision)
 
@@ -81,7 +82,6 @@ def main():
     for name, split in splits.items():
         log_probabilities, labels = evaluate.infer(model, split)
         metrics[name] = evaluate.split_metrics(log_probabilities, labels, data.CLASSES[arguments.dataset])
-    arguments.folder.mkdir(parents=True, exist_ok=True)
     probabilities = log_probabilities.exp().numpy()
     evaluate.write_arrays(arguments.folder / plots.PREDICTIONS, labels=labels.numpy(), probabilities=probabilities)
     models.write_atomically(arguments.folder / plots.HISTORY, evaluate.csv_bytes(history))
@@ -91,4 +91,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(evaluate.run_command(main))

@@ -7,7 +7,6 @@ Usage:
 tests/test_readme.py fails when the README says anything else.
 """
 
-import csv
 import json
 import re
 import sys
@@ -128,21 +127,17 @@ def splits_of_cnn2():
 
 
 def fitting():
-    """Where overfitting begins, what the kept epoch has, and where the last one ends."""
-    header = ["network", "lowest validation loss", "kept epoch", "its training accuracy", "its validation accuracy"]
-    header += ["last training accuracy", "last validation accuracy", "last validation loss"]
+    """Where overfitting begins, what the kept epoch shows, and what the last one does."""
+    header = ["network", "lowest validation loss", "kept epoch", "training", "validation", "last training"]
+    header += ["last validation", "last validation loss"]
     rows = []
     for name in NETWORKS:
-        history, metrics = plots.read_history(RESULTS / name), metrics_of(name)
-        lowest, last = history["validation_loss"].argmin(), {key: values[-1] for key, values in history.items()}
-        cells = [
-            code(name),
-            f"{history['validation_loss'][lowest]:.3f} at epoch {lowest + 1}",
-            str(metrics["best_epoch"]),
-        ]
-        cells += [share(metrics[split]["accuracy"]) for split in ("train", "validation")]
-        cells += [share(last[f"{split}_accuracy"]) for split in ("train", "validation")]
-        rows.append([*cells, f"{last['validation_loss']:.3f}"])
+        history, kept = plots.read_history(RESULTS / name), metrics_of(name)["best_epoch"]
+        losses = history["validation_loss"]
+        cells = [code(name), f"{losses.min():.3f} at epoch {losses.argmin() + 1}", str(kept)]
+        for epoch in (kept, len(losses)):
+            cells += [share(history[f"{split}_accuracy"][epoch - 1]) for split in ("train", "validation")]
+        rows.append([*cells, f"{losses[-1]:.3f}"])
     return [header, *rows]
 
 
@@ -206,10 +201,11 @@ def speed():
     for name, values in measured["steps"].items():
         times = {contestant: summary["median"] for contestant, summary in values["milliseconds"].items()}
         usual = min(time for contestant, time in times.items() if contestant.startswith("usual"))
-        ratio, fp32, floor = values["ratios"].values()
+        ratios = values["ratios"]
+        ratio, fp32 = ratios["usual script / project"], ratios["usual script / project fp32"]
         spread = f"{ratio['median']:.1f} ({ratio['minimum']:.1f} to {ratio['maximum']:.1f})"
         cells = [code(name), f"{times['project']:.2f} ms", f"{usual:.2f} ms", spread]
-        rows.append([*cells, f"{fp32['median']:.1f}", f"{floor['median']:.2f}"])
+        rows.append([*cells, f"{fp32['median']:.1f}", f"{ratios['project / floor']['median']:.2f}"])
     return [["network", "this project", "usual script", "ratio", "ratio in fp32", "of the floor"], *rows]
 
 

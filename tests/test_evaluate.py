@@ -74,6 +74,8 @@ def test_mistakes_are_the_most_confident_wrong_predictions(finished_run):
     confidences = probabilities.max(axis=1)
     assert confidences[index].tolist() == sorted(confidences[wrong], reverse=True)[:25]
     assert set(index) <= set(wrong)
+    assert np.array_equal(mistakes["labels"], labels[index])
+    assert np.array_equal(mistakes["probabilities"], probabilities[index])
     assert np.array_equal(mistakes["images"], data.load_splits("digits", "", ["test"])["test"].images[index])
     assert (folder / "mistakes.png").exists()
 
@@ -159,11 +161,21 @@ def test_several_checkpoints_are_compared(finished_run, call, tmp_path):
     assert float(row["mcnemar_p"]) == pytest.approx(expected)
 
 
+def test_runs_of_the_same_name_are_told_apart(finished_run, call, tmp_path):
+    for folder, model in (("a", "dense"), ("b", "cnn2")):
+        shutil.copytree(finished_run(model)[0], tmp_path / folder / "run")
+    code, out, err = call(evaluate.main, "a/run/best.pt", "b/run/best.pt", "a/run/best.pt")
+    assert code == 0 and err == ""
+    rows = list(csv.DictReader(open(tmp_path / "a" / "comparison.csv")))
+    assert {row["model"] for row in rows} == {"a/run", "b/run"} and len(rows) == 2
+
+
 def test_mcnemar_of_known_counts():
     def p(only_this, only_that):
         this = np.array([True] * only_this + [False] * only_that + [True] * 5)
         that = np.array([False] * only_this + [True] * only_that + [True] * 5)
-        return evaluate.mcnemar({"this": this, "that": that}, "this", "that")["mcnemar_p"]
+        assert evaluate.mcnemar(this, that)[:2] == (only_this, only_that)
+        return evaluate.mcnemar(this, that)[2]
 
     assert p(0, 0) == p(5, 5) == 1
     assert p(10, 0) == p(0, 10) == 2 / 1024
@@ -221,10 +233,15 @@ def test_pictures_are_named_without_a_data_set(finished_run, call, tmp_path):
 
 def test_damaged_history_is_named(finished_run, call, tmp_path):
     shutil.copy(finished_run("cnn2")[0] / "best.pt", tmp_path)
-    for content in ("", "epoch,train_loss\n1\n"):
+    first_row = "".join(open(finished_run("cnn2")[0] / "history.csv").readlines()[:2])
+    for content, reason in (
+        ("", "is damaged"),
+        ("epoch,train_loss\n1\n", "is damaged"),
+        (first_row, "ends before epoch"),
+    ):
         (tmp_path / "history.csv").write_text(content)
         code, _, err = call(evaluate.main, "best.pt")
-        assert code == 2 and "history.csv is damaged" in err and len(err.splitlines()) == 1
+        assert code == 2 and f"history.csv {reason}" in err and len(err.splitlines()) == 1
 
 
 def test_cells_of_the_comparison():

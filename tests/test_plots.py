@@ -6,8 +6,9 @@ import plots
 
 def test_pictures_are_redrawn_from_the_files_alone(finished_run, call, tmp_path):
     shutil.copytree(finished_run("cnn2")[0].parent, tmp_path / "outs")
-    call(evaluate.main, tmp_path / "outs" / "cnn2" / "best.pt", tmp_path / "outs" / "cnn2" / "best.pt")
-    call(evaluate.main, "--robustness", tmp_path / "outs" / "cnn2" / "best.pt")
+    shutil.copytree(finished_run("dense")[0], tmp_path / "outs" / "dense")
+    call(evaluate.main, "outs/dense/best.pt", "outs/cnn2/best.pt")
+    call(evaluate.main, "--robustness", "outs/cnn2/best.pt")
     drawn = {path: path.read_bytes() for path in (tmp_path / "outs").rglob("*.png")}
     names = {path.name for path in drawn}
     assert names == {*plots.pictures_of_a_run(), "plot_dataset_example.png", "comparison.png", "robustness.png"}
@@ -23,6 +24,8 @@ def test_pictures_are_redrawn_from_the_files_alone(finished_run, call, tmp_path)
 def test_nothing_to_draw_is_said_in_one_line(call, tmp_path):
     code, out, err = call(plots.main, "nowhere")
     assert code == 2 and len(err.splitlines()) == 1 and "nowhere" in err
-    (tmp_path / "metrics.json").write_text("{")
-    code, out, err = call(plots.main, tmp_path)
-    assert code == 2 and len(err.splitlines()) == 1 and "metrics.json" in err
+    for name in ("metrics.json", "plot_dataset_example.npz"):
+        (tmp_path / name).write_text("{")
+        code, out, err = call(plots.main, tmp_path)
+        assert code == 2 and len(err.splitlines()) == 1 and name in err
+        (tmp_path / name).unlink()
