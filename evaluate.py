@@ -276,7 +276,7 @@ def compare(folders):
             "parameters": metrics["parameters"],
             "multiply_adds": metrics["multiply_adds"],
             "best_epoch": metrics["best_epoch"],
-            "seconds_per_epoch": metrics["seconds"] / metrics["best_epoch"],
+            "seconds_per_epoch": seconds_per_epoch(folder, metrics),
             "train_accuracy": metrics["train"]["accuracy"],
             "validation_accuracy": metrics["validation"]["accuracy"],
             "test_accuracy": test["accuracy"],
@@ -298,6 +298,13 @@ def compare(folders):
     models.write_atomically((out_dir / plots.COMPARISON).with_suffix(".md"), "\n".join(map(markdown, tables)).encode())
     plots.draw_comparison(out_dir)
     print("", *map(format_table, tables), f"The comparison is in {out_dir}", sep="\n\n")
+
+
+def seconds_per_epoch(folder, metrics):
+    """The median over the run's epochs, which an interruption doesn't change; the mean where there is no history."""
+    if (folder / plots.HISTORY).exists():
+        return float(np.median(plots.read_history(folder)["seconds"]))
+    return metrics["seconds"] / metrics["best_epoch"]
 
 
 def run_names(folders):
