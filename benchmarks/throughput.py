@@ -15,7 +15,7 @@ Per network, all in one process, in turn, several rounds, since the speed of a s
 
 What is behind the difference, on a CPU with native bf16: no DataLoader and no PIL (a batch is an index into memory);
 channels_last from the uint8 images to the fully connected layers, whose flattening is then a view (1.24 times the speed of
-nn.Flatten on cnn1, 1.04 on cnn2, ten rounds in turn); bf16 autocast; pooling before ReLU; the fused AdamW.
+nn.Flatten on one block and one fully connected layer, 1.04 on cnn2, ten rounds in turn); bf16 autocast; pooling before ReLU; the fused AdamW.
 
 Tried, and of no use at batch 32: glibc's mmap and trim thresholds (a step has no page faults: getrusage counts none),
 OMP_WAIT_POLICY=active, OMP_PROC_BIND=true, a longer GOMP_SPINCOUNT, 2x2 pooling as a tree of torch.maximum (half the time
