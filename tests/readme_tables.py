@@ -53,7 +53,7 @@ def share(value):
 
 def interval(metrics):
     low, high = metrics["accuracy_interval"]
-    return f"{low:.2%} to {high:.2%}"
+    return f"{100 * low:.2f}–{high:.2%}"
 
 
 def split():
@@ -83,17 +83,21 @@ def layers(name):
 
 
 def comparison():
-    header = ["network", "parameters", "multiply-adds", "best epoch", "s an epoch", "train", "validation", "test"]
-    header += ["95% interval", "precision", "recall", "F1"]
     rows = []
     for row in plots.read_rows(RESULTS / plots.COMPARISON):
-        cells = [code(row["model"]), *(f"{int(row[name]):,}" for name in ("parameters", "multiply_adds", "best_epoch"))]
-        cells += [f"{float(row['seconds_per_epoch']):.1f}"]
-        cells += [share(float(row[f"{name}_accuracy"])) for name in ("train", "validation")]
+        cells = [code(row["model"]), *(share(float(row[f"{name}_accuracy"])) for name in ("train", "validation"))]
         cells += [f"**{float(row['test_accuracy']):.2%}**"]
-        cells += [f"{float(row['interval_low']):.2%} to {float(row['interval_high']):.2%}"]
+        cells += [f"{100 * float(row['interval_low']):.2f}–{float(row['interval_high']):.2%}"]
         rows.append(cells + [share(float(row[f"test_{name}"])) for name in ("precision", "recall", "f1")])
-    return [header, *rows]
+    return [["network", "train", "validation", "test", "95% interval", "precision", "recall", "F1"], *rows]
+
+
+def costs():
+    rows = []
+    for row in plots.read_rows(RESULTS / plots.COMPARISON):
+        counts = (f"{int(row[name]):,}" for name in ("parameters", "multiply_adds", "best_epoch"))
+        rows.append([code(row["model"]), *counts, f"{float(row['seconds_per_epoch']):.1f}"])
+    return [["network", "parameters", "multiply-adds for an image", "best epoch", "seconds per epoch"], *rows]
 
 
 def mcnemar():
@@ -211,7 +215,7 @@ def speed():
 
 TABLES = {
     function.__name__: function
-    for function in (split, comparison, mcnemar, splits_of_cnn2, fitting, recall, confusions, calibration)
+    for function in (split, comparison, costs, mcnemar, splits_of_cnn2, fitting, recall, confusions, calibration)
 }
 TABLES |= {function.__name__: function for function in (robustness, softmax, speed)}
 TABLES |= {f"layers_{name}": lambda name=name: layers(name) for name in NETWORKS}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import statistics
 
@@ -59,7 +60,25 @@ def claims():
     yield f"its peak at epoch {best['cnn2']} and"
     yield f"the other {80 - best['cnn2']} epochs"
     yield f"by epoch {best['cnn2']}."
-    yield f"after {best['cnn2']} epochs at a small learning rate"
+    yield f"turns at epoch {lowest['dense']}."
+    yield f"from epoch {lowest['cnn1']} to the last one"
+    assert history["cnn1"]["validation_loss"][-1] > 2 * history["cnn1"]["validation_loss"].min()
+    yield f"turns at epoch {lowest['vgg']} and"
+    yield f"up to the kept epoch, {best['vgg']}."
+
+    matrix = np.array(metrics["cnn2"]["test"]["confusion_matrix"])
+    vehicles, mammals = [0, 1, 8, 9], [3, 4, 5, 7]
+    yield f"Only {matrix[np.ix_(vehicles, mammals)].sum() / matrix[vehicles].sum():.1%} of the vehicles are"
+    kernels = [np.load(RESULTS / name / plots.FILTERS)["weights"].ravel() for name in ("cnn1", "cnn2")]
+    yield f"r = {np.corrcoef(kernels)[0, 1]:.2f}"
+    accuracy = {name: {split: metrics[name][split]["accuracy"] for split in plots.SPLITS} for name in NETWORKS}
+    yield f"{100 * (accuracy['cnn2']['test'] - accuracy['dense']['test']):.1f} points more of the test images"
+    below = max(100 * (values["validation"] - values["test"]) for values in accuracy.values())
+    yield f"more than {math.ceil(10 * below) / 10:.1f} points below the validation accuracy"
+
+    losses = [metrics[name]["test"]["loss"] for name in ("vgg", "cnn2")]
+    yield "({:.2f} against {:.2f})".format(*losses)
+    yield f"at {metrics['vgg']['multiply_adds'] / metrics['cnn2']['multiply_adds']:.0f} times the multiply-adds of `cnn2`"
 
     twice = json.loads((SOFTMAX_TWICE / plots.METRICS).read_text())
     right = {}
@@ -120,7 +139,7 @@ def test_no_other_measured_number_stands_in_the_sentences():
 
 
 def test_every_linked_file_is_there():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
+    links = re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r'src="([^"]+)"', README)
     assert links
     for link in links:
         assert link.startswith("http") or (ROOT / link).exists(), link
