@@ -80,6 +80,16 @@ def claims():
     yield "({:.2f} against {:.2f})".format(*losses)
     yield f"at {metrics['vgg']['multiply_adds'] / metrics['cnn2']['multiply_adds']:.0f} times the multiply-adds of `cnn2`"
 
+    robust = {
+        (row["model"], row["transformation"], row["amount"]): float(row["test_accuracy"])
+        for row in plots.read_rows(RESULTS / plots.ROBUSTNESS)
+    }
+    kept = {name: robust[name, "shift", "8"] / robust[name, "shift", "0"] for name in NETWORKS}
+    yield "`dense` keeps {:.0%} of its accuracy, `cnn1` {:.0%}, `cnn2` {:.0%} and `vgg` {:.0%}".format(*kept.values())
+    kept = {name: robust[name, "rotation", "30"] / robust[name, "rotation", "0"] for name in NETWORKS}
+    others = [value for name, value in kept.items() if name != "dense"]
+    yield f"`dense` keeps {kept['dense']:.0%} of its accuracy and the others only {min(others):.0%} to {max(others):.0%}"
+
     twice = json.loads((SOFTMAX_TWICE / plots.METRICS).read_text())
     right = {}
     for name, folder in (("logits", RESULTS / "cnn2"), ("twice", SOFTMAX_TWICE)):
