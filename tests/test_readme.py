@@ -72,7 +72,7 @@ def claims():
     kernels = [np.load(RESULTS / name / plots.FILTERS)["weights"].ravel() for name in ("cnn1", "cnn2")]
     yield f"r = {np.corrcoef(kernels)[0, 1]:.2f}"
     accuracy = {name: {split: metrics[name][split]["accuracy"] for split in plots.SPLITS} for name in NETWORKS}
-    yield f"{100 * (accuracy['cnn2']['test'] - accuracy['dense']['test']):.1f} points more of the test images"
+    yield f"{100 * (accuracy['cnn2']['test'] - accuracy['dense']['test']):.0f} points more of the test images"
     below = max(100 * (values["validation"] - values["test"]) for values in accuracy.values())
     yield f"more than {math.ceil(10 * below) / 10:.1f} points below the validation accuracy"
 
