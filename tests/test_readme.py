@@ -127,6 +127,10 @@ DEFINED = [
     ": 80 epochs",
     "80 epochs done",
     "2.30 where all ten",
+    "over 20 epochs",
+    "Python 3.10",
+    "arXiv:1409.1556",
+    "arXiv:1711.05101",
 ]
 
 
