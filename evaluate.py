@@ -33,8 +33,8 @@ DEFAULT_DATA_DIR = Path("data")
 CALIBRATION_BINS = 15  # of equal width, as in Guo et al. 2017
 MISTAKES = 25  # of the most confident ones, to be looked at
 SHIFTS, ROTATIONS = range(9), range(0, 91, 10)  # pixels and degrees in which robustness is measured
-# Images predicted at a time. With more, a layer's output has over 32 MB, which glibc's malloc maps anew each time: half
-# the speed, for page faults.
+# Images predicted at a time. With more, a layer's output has over 32 MB, which glibc's malloc maps anew each time, at
+# the price of page faults.
 BATCH_SIZE = 100
 
 
@@ -105,8 +105,8 @@ def mean_loss_and_accuracy(log_probabilities, labels):
 
 def evaluate_checkpoint(path, data_dir, device):
     """Evaluate one checkpoint on the three splits; write metrics.json, predictions_test.npz, the pictures and what they
-    show, print the tables. Returns the metrics as they stand in metrics.json; their "seconds" are those of all epochs up to the
-    checkpoint's."""
+    show, print the tables. Returns the metrics as they stand in metrics.json; their "seconds" are those of all epochs
+    up to the checkpoint's."""
     path = Path(path)
     model, checkpoint = models.load_model(path)
     model.to(device)
@@ -268,8 +268,6 @@ def compare(folders):
     runs = []
     for folder, name in zip(folders, run_names(folders)):
         metrics = json.loads((folder / plots.METRICS).read_text())
-        with np.load(folder / plots.PREDICTIONS) as saved:
-            right = saved["probabilities"].argmax(axis=1) == saved["labels"]
         test = metrics["test"]
         row = {
             "model": name,
@@ -284,7 +282,7 @@ def compare(folders):
             "interval_high": test["accuracy_interval"][1],
             **{f"test_{name}": test["macro"][name] for name in ("precision", "recall", "f1")},
         }
-        runs.append((row, right))
+        runs.append((row, right_predictions(folder)))
     runs.sort(key=lambda run: run[0]["test_accuracy"])
     rows = [row for row, _ in runs]
     summary = table_rows(rows)
@@ -305,6 +303,12 @@ def seconds_per_epoch(folder, metrics):
     if (folder / plots.HISTORY).exists():
         return float(np.median(plots.read_history(folder)["seconds"]))
     return metrics["seconds"] / metrics["best_epoch"]
+
+
+def right_predictions(folder):
+    """Where a run's saved test predictions are right, bool [N]."""
+    with np.load(folder / plots.PREDICTIONS) as saved:
+        return saved["probabilities"].argmax(axis=1) == saved["labels"]
 
 
 def run_names(folders):

@@ -14,12 +14,12 @@ Per network, all in one process, in turn, several rounds, since the speed of a s
 - floor: the project's training step on one batch that stays in the cache, again and again.
 
 What is behind the difference, on a CPU with native bf16: no DataLoader and no PIL (a batch is an index into memory);
-channels_last from the uint8 images to the fully connected layers, whose flattening is then a view (1.24 times the speed of
-nn.Flatten on one block and one fully connected layer, 1.04 on cnn2, ten rounds in turn); bf16 autocast; pooling before ReLU; the fused AdamW.
+channels_last from the uint8 images to the fully connected layers, whose flattening is then a view; bf16 autocast; pooling
+before ReLU; the fused AdamW.
 
 Tried, and of no use at batch 32: glibc's mmap and trim thresholds (a step has no page faults: getrusage counts none),
-OMP_WAIT_POLICY=active, OMP_PROC_BIND=true, a longer GOMP_SPINCOUNT, 2x2 pooling as a tree of torch.maximum (half the time
-forward, 25 times the time backward).
+OMP_WAIT_POLICY=active, OMP_PROC_BIND=true, a longer GOMP_SPINCOUNT, 2x2 pooling as a tree of torch.maximum (faster
+forward, much slower backward).
 
 Then, for cnn2: what validation, history and checkpoints add to an epoch; epochs of a quarter, half and all of the
 training split; larger batches; and, of the command itself, the time to its first step and its peak memory.

@@ -1,6 +1,5 @@
 """The README says what the committed files say: its tables, and every measured number in its sentences."""
 
-import csv
 import json
 import math
 import re
@@ -91,11 +90,8 @@ def claims():
     yield f"`dense` keeps {kept['dense']:.0%} of its accuracy and the others only {min(others):.0%} to {max(others):.0%}"
 
     twice = json.loads((SOFTMAX_TWICE / plots.METRICS).read_text())
-    right = {}
-    for name, folder in (("logits", RESULTS / "cnn2"), ("twice", SOFTMAX_TWICE)):
-        with np.load(folder / plots.PREDICTIONS) as saved:
-            right[name] = saved["probabilities"].argmax(axis=1) == saved["labels"]
-    only_logits, only_twice, p = evaluate.mcnemar(right["logits"], right["twice"])
+    right = [evaluate.right_predictions(folder) for folder in (RESULTS / "cnn2", SOFTMAX_TWICE)]
+    only_logits, only_twice, p = evaluate.mcnemar(*right)
     lost = 100 * (metrics["cnn2"]["test"]["accuracy"] - twice["test"]["accuracy"])
     yield f"{lost:.1f} points of test accuracy"
     yield f"{only_logits} images are right without the mistake only, {only_twice} with it only"
@@ -104,8 +100,7 @@ def claims():
     losses = [each["test"]["loss"] for each in (twice, metrics["cnn2"])]
     yield "the real cross-entropy on the test images is {:.2f} instead of {:.2f}".format(*losses)
 
-    with open(BENCHMARKS / "precision.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = plots.read_rows(BENCHMARKS / "precision.csv")
     accuracies = {
         precision: [float(row["validation_accuracy"]) for row in rows if row["precision"] == precision]
         for precision in ("bf16", "fp32")
