@@ -40,6 +40,8 @@ RECIPE = {
     "weight_decay": 0.01,
     "target_loss": None,
     "augment": False,
+    "cutout": 0,
+    "label_smoothing": 0.0,
     "schedule": "constant",
     "seed": 0,
 }
@@ -100,6 +102,8 @@ def parse_arguments(argv):
     setting(recipe, "weight_decay", "AdamW's decoupled weight decay", type=number(float, 0, 1e12))
     setting(recipe, "target_loss", "stop once the validation loss is as low", type=number(float, 0, 1e12))
     setting(recipe, "augment", "flip and shift training images at random", action="store_true")
+    setting(recipe, "cutout", "side of a square hidden in each training image, in pixels", type=number(int, 0, 32))
+    setting(recipe, "label_smoothing", "share of the target spread over all classes", type=number(float, 0, 1))
     setting(
         recipe,
         "schedule",
@@ -204,7 +208,7 @@ def saved_run(folder, arguments):
     # What decides when the run ends may change, unless the learning rate depends on it; what an epoch does may not.
     may_change = {"target_loss"} if saved["settings"]["schedule"] == "cosine" else {"target_loss", "epochs"}
     for name in RECIPE:
-        before, now = saved["settings"][name], getattr(arguments, name)
+        before, now = saved["settings"].get(name, RECIPE[name]), getattr(arguments, name)
         if now not in (None, before) and name not in may_change:
             raise evaluate.UsageError(f"{last} is of a run with {name} {before}, not {now}: leave that option out")
     trained = max(saved["epoch"], best["epoch"])  # a kill can leave best.pt one epoch ahead
@@ -340,11 +344,11 @@ def train_epoch(model, forward, optimizer, split, settings, epoch, autocast):
     steps = math.ceil(len(split.labels) / batch_size)
     losses = torch.zeros(steps, device=split.labels.device)
     correct = torch.zeros((), dtype=torch.int64, device=split.labels.device)
-    batches = data.batches(split, batch_size, settings["seed"], epoch, settings["augment"])
+    batches = data.batches(split, batch_size, settings["seed"], epoch, settings["augment"], settings["cutout"])
     for step, (images, labels) in enumerate(tqdm(batches, f"epoch {epoch}", steps, leave=False, disable=None)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at((epoch - 1) * steps + step, settings["epochs"] * steps, settings)
-        loss, logits = train_step(forward, optimizer, images, labels, autocast)
+        loss, logits = train_step(forward, optimizer, images, labels, autocast, settings["label_smoothing"])
         losses[step] = loss * len(labels)
         correct += (logits.argmax(dim=1) == labels).sum()
         if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
@@ -352,15 +356,21 @@ def train_epoch(model, forward, optimizer, split, settings, epoch, autocast):
     return losses.cpu().double().sum().item() / len(split.labels), correct.item() / len(split.labels)
 
 
-def train_step(forward, optimizer, images, labels, autocast):
-    """Forward, backward, AdamW on one batch; the mean loss and the logits, both on the device."""
+def train_step(forward, optimizer, images, labels, autocast, label_smoothing=0.0):
+    """Forward, backward, AdamW on one batch; the mean cross-entropy and the logits, both on the device.
+
+    Label smoothing (Szegedy et al. 2016, arXiv:1512.00567) changes what is minimised, not the cross-entropy returned.
+    """
     with autocast:
         logits = forward(images)
-    loss = cross_entropy(logits.float(), labels)
+    loss = cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    return loss.detach(), logits.detach()
+    logits = logits.detach()
+    if label_smoothing:
+        loss = cross_entropy(logits.float(), labels)  # comparable with the validation loss
+    return loss.detach(), logits
 
 
 def check_finite(losses, epoch):

@@ -77,6 +77,32 @@ def test_augmentation_flips_and_shifts_as_told():
     assert torch.equal(result[3][:, :31, 2:], images[3].flip(-1)[:, 1:, :30])
 
 
+def test_cutout_hides_a_square_as_told():
+    images = torch.full((3, 3, 32, 32), 255, dtype=torch.uint8)
+    result = data.cut_out(images, torch.tensor([[10, 20], [0, 31], [31, 0]]), 8)
+    expected = images.clone()
+    expected[0, :, 6:14, 16:24] = 127
+    expected[1, :, :4, 27:] = 127
+    expected[2, :, 27:, :4] = 127
+    assert torch.equal(result, expected)
+
+
+def test_cutout_varies_by_image_and_epoch_and_changes_nothing_else():
+    split = data.Split(torch.full((64, 3, 32, 32), 255, dtype=torch.uint8), torch.arange(64))
+
+    def epoch(number, **options):
+        images, labels = next(data.batches(split, 64, 0, number, **options))
+        return images, labels
+
+    hidden = epoch(1, cutout=8)[0] == 127
+    assert torch.equal(hidden, epoch(1, cutout=8)[0] == 127)
+    assert len({tuple(each.flatten().tolist()) for each in hidden}) > 55, "almost every image in its own way"
+    assert not torch.equal(hidden, epoch(2, cutout=8)[0] == 127)
+    assert torch.equal(epoch(1)[1], epoch(1, cutout=8)[1]), "the order"
+    both, moved = epoch(1, augment=True, cutout=8)[0], epoch(1, augment=True)[0]
+    assert torch.equal(both, torch.where(hidden, 127, moved))
+
+
 def test_augmentation_varies_by_image_and_epoch_and_repeats_by_seed():
     split = data.Split(torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8), torch.arange(64))
 

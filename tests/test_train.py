@@ -78,6 +78,7 @@ RECIPES = {
     "plain": ["--model", "cnn2"],
     "augmented": ["--model", "cnn2", "--augment", "--schedule", "cosine"],
     "vgg": ["--model", "vgg", "--augment", "--schedule", "cosine"],  # dropout and batch normalisation
+    "improved": ["--model", "cnn1", "--augment", "--cutout", "8", "--label-smoothing", "0.1", "--schedule", "cosine"],
 }
 
 
@@ -130,6 +131,8 @@ def test_each_setting_of_the_recipe_does_something(call, tmp_path):
         "batch size": ["--batch-size", "100"],
         "weight decay": ["--weight-decay", "1"],
         "augment": ["--augment"],
+        "cutout": ["--cutout", "8"],
+        "label smoothing": ["--label-smoothing", "0.1"],
         "schedule": ["--schedule", "cosine"],
     }
     losses = {}
@@ -162,6 +165,20 @@ def test_loss_is_averaged_over_samples_and_taken_on_the_logits(call, tmp_path):
     assert float(row["train_accuracy"]) == pytest.approx(accuracy)
 
 
+def test_label_smoothing_lowers_the_target_and_leaves_the_reported_loss():
+    """One step of gradient descent on the logits themselves: softmax minus the smoothed target, over N."""
+    labels = torch.tensor([3, 7])
+    logits = torch.randn(2, 10, requires_grad=True)
+    before = logits.detach().clone()
+    optimizer = torch.optim.SGD([logits], lr=1.0)
+    autocast = train.make_autocast(torch.device("cpu"), "fp32")
+    loss, returned = train.train_step(lambda images: logits * 1, optimizer, None, labels, autocast, 0.1)
+    target = 0.9 * torch.eye(10)[labels] + 0.1 / 10
+    torch.testing.assert_close(before - logits.detach(), (before.softmax(dim=1) - target) / 2)
+    torch.testing.assert_close(loss, -before.log_softmax(dim=1)[[0, 1], labels].mean())
+    assert torch.equal(returned, before)
+
+
 def test_target_loss_ends_the_run(call, tmp_path):
     _, out, _ = quick(call, "--target-loss", "0.5", "--out-dir", ".", epochs=50)
     history = history_without_seconds(tmp_path / "cnn1")
@@ -178,6 +195,18 @@ def test_resume_continues_a_finished_run_with_more_epochs_and_its_own_settings(c
     assert_same_weights(tmp_path / "four/last.pt", tmp_path / "cnn1/last.pt")
     code, out, err = quick(call, "--out-dir", ".", "--resume", epochs=4)
     assert "All epochs are trained" in out
+
+
+def test_resume_knows_settings_that_a_former_version_did_not_save(call, two_epochs, tmp_path):
+    quick(call, "--out-dir", ".", epochs=1)
+    last = tmp_path / "cnn1/last.pt"
+    saved = models.load_checkpoint(last)
+    for name in ("cutout", "label_smoothing"):
+        del saved["settings"][name]
+    models.save_checkpoint(last, saved)
+    quick(call, "--out-dir", ".", "--resume", "--label-smoothing", "0.1", epochs=2, code=2)
+    quick(call, "--out-dir", ".", "--resume", epochs=2)
+    assert history_without_seconds(tmp_path / "cnn1") == history_without_seconds(two_epochs)
 
 
 def test_history_lost_by_a_kill_comes_back(call, two_epochs, tmp_path):
@@ -307,6 +336,7 @@ def test_a_mistake_gets_one_line_and_changes_nothing(call, tmp_path, arguments, 
         (["--model", "cnn1"], "--dataset digits, not cifar10"),
         (["--model", "cnn1", *DIGITS, "--batch-size", "64"], "batch_size 32, not 64"),
         (["--model", "cnn1", *DIGITS, "--augment"], "augment False, not True"),
+        (["--model", "cnn1", *DIGITS, "--label-smoothing", "0.1"], "label_smoothing 0.0, not 0.1"),
     ],
 )
 def test_a_run_is_not_resumed_as_another(call, tmp_path, options, reason):

@@ -1,0 +1,60 @@
+"""What each change to the exercise's recipe brings the vgg network: short runs, judged on the validation split.
+
+Usage:
+
+    python benchmarks/ablation.py --data-dir FOLDER [ROW...]
+
+Every row adds one change to those of the row before and is trained anew, by train.py's own code, into
+outs/ablation/ROW/; a row that was stopped goes on where it was. The test split is never read.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import evaluate  # noqa: E402
+import models  # noqa: E402
+import plots  # noqa: E402
+import train  # noqa: E402
+
+EPOCHS = 20
+ROWS = {
+    "augment": "--augment",
+    "schedule": "--augment --schedule cosine --learning-rate 1e-3",
+    "weight_decay": "--augment --schedule cosine --learning-rate 1e-3 --weight-decay 0.1",
+    "label_smoothing": "--augment --schedule cosine --learning-rate 1e-3 --weight-decay 0.1 --label-smoothing 0.1",
+}
+
+
+def main():
+    parser = evaluate.Parser(description="Train the rows of the ablation table.")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"(default: all of {' '.join(ROWS)})")
+    parser.add_argument("--data-dir", type=Path, default=evaluate.DEFAULT_DATA_DIR)
+    parser.add_argument("--folder", type=Path, default=ROOT / "outs" / "ablation")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.rows) - ROWS.keys():
+        raise evaluate.UsageError(f"no such row: {', '.join(unknown)}")
+    for row in arguments.rows or ROWS:
+        train_row(row, arguments.folder, arguments.data_dir)
+
+
+def train_row(row, folder, data_dir):
+    options = ["--model", "vgg", "--epochs", str(EPOCHS), "--data-dir", str(data_dir), *ROWS[row].split()]
+    options += ["--out-dir", str(folder), "--run-name", row]
+    if (folder / row / plots.LAST).exists():
+        options.append("--resume")
+    arguments = train.parse_arguments(options)
+    with train.claim_folder(folder / row):
+        saved = train.saved_run(folder / row, arguments)
+        settings = train.RECIPE | {
+            name: value for name in train.RECIPE if (value := getattr(arguments, name)) is not None
+        }
+        history = saved["history"] if saved else []
+        train.train(arguments, folder / row, settings, saved, history, evaluate.choose_device("auto"))
+    print(f"{row}: validation accuracy {max(line['validation_accuracy'] for line in history):.2%}")
+
+
+if __name__ == "__main__":
+    sys.exit(evaluate.run_command(main))
