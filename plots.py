@@ -103,6 +103,12 @@ def save(figure, path):
         temporary.unlink(missing_ok=True)
 
 
+def run_title(folder, metrics):
+    """The model's name, and in brackets the run's where that is another."""
+    run = Path(folder).resolve().name
+    return metrics["model"] if run == metrics["model"] else f"{metrics['model']} ({run})"
+
+
 def read_rows(path):
     """A CSV file as a list of dicts from column to text."""
     with open(path, newline="") as file:
@@ -155,7 +161,7 @@ def draw_loss(folder, metrics):
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("cross-entropy loss")
     figure.axes[1].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    figure.suptitle(f"{metrics['model']}: training and validation by epoch")
+    figure.suptitle(f"{run_title(folder, metrics)}: training and validation by epoch")
     figure.legend(
         *figure.axes[0].get_legend_handles_labels(),
         loc="outside lower center",
@@ -189,7 +195,7 @@ def draw_confusion_matrix(folder, metrics, split):
     axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="predicted class", ylabel="true class")
     axes.set_title(
-        f"{metrics['model']}, {split}: {metrics[split]['samples']:,} images, accuracy {metrics[split]['accuracy']:.2%}"
+        f"{run_title(folder, metrics)}, {split}: {metrics[split]['samples']:,} images, accuracy {metrics[split]['accuracy']:.2%}"
     )
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class", format=PercentFormatter(1, decimals=0))
     save(figure, folder / CONFUSION_MATRIX.format(split))
@@ -223,7 +229,7 @@ def draw_metric_table(folder, metrics, split):
             cell.get_text().set_fontweight("bold")
         cell.get_text().set_horizontalalignment("left" if column == 0 else "right")
     low, high = values["accuracy_interval"]
-    axes.set_title(f"{metrics['model']}, epoch {metrics['best_epoch']}: {split} split", fontweight="bold")
+    axes.set_title(f"{run_title(folder, metrics)}, epoch {metrics['best_epoch']}: {split} split", fontweight="bold")
     figure.supxlabel(
         f"accuracy {values['accuracy']:.2%} (95% interval {low:.2%} to {high:.2%}), "
         f"balanced accuracy {values['balanced_accuracy']:.2%}, loss {values['loss']:.4f}",
@@ -262,7 +268,7 @@ def draw_calibration(folder, metrics):
     upper.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="no gap: as probable as it says")
     upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     upper.set_title(
-        f"{metrics['model']}, test split\nexpected calibration error {test['expected_calibration_error']:.2%}"
+        f"{run_title(folder, metrics)}, test split\nexpected calibration error {test['expected_calibration_error']:.2%}"
     )
     shares = samples / test["samples"]
     lower.bar(low, shares, width, align="edge", color="0.6", edgecolor="black", linewidth=0.6)
@@ -291,7 +297,7 @@ def draw_mistakes(folder, metrics):
             share = probabilities[position, predicted]
             axes.set_title(f"{classes[predicted]} {share:.2%}\nis {classes[labels[position]]}", fontsize=9)
     figure.suptitle(
-        f"{metrics['model']}, test split: the {len(images)} mistakes made with the highest probability\n"
+        f"{run_title(folder, metrics)}, test split: the {len(images)} mistakes made with the highest probability\n"
         "predicted class and its probability, below it the true class"
     )
     save(figure, (folder / MISTAKES).with_suffix(".png"))
@@ -309,7 +315,7 @@ def draw_filters(folder, metrics):
     axes.imshow(mosaic(tiles.reshape(-1, columns, *tiles.shape[1:])), interpolation="nearest")
     axes.axis("off")
     axes.set_title(
-        f"{metrics['model']}: the {len(weights)} kernels of the first convolution\n"
+        f"{run_title(folder, metrics)}: the {len(weights)} kernels of the first convolution\n"
         f"red, green and blue weights from -{largest:.2f} (dark) through 0 (grey) to {largest:.2f} (bright)",
         fontsize=9,
     )

@@ -62,8 +62,7 @@ def main(argv=None):
         raise evaluate.UsageError(f"nothing to resume: there is no {folder / plots.LAST}")
     with claim_folder(folder):
         saved = saved_run(folder, arguments)
-        given = {name: value for name in RECIPE if (value := getattr(arguments, name)) is not None}
-        settings = RECIPE | (saved["settings"] if saved else {}) | given
+        settings = settings_of(arguments, saved)
         history = saved["history"] if saved else []
         try:
             if has_ended(history, settings):
@@ -215,6 +214,12 @@ def saved_run(folder, arguments):
     if arguments.epochs is not None and arguments.epochs < trained:
         raise evaluate.UsageError(f"{folder} has been trained for {trained} epochs: --epochs can't be less")
     return saved
+
+
+def settings_of(arguments, saved):
+    """The recipe of a run: what is given, else what the run was started with, else the exercise's."""
+    given = {name: value for name in RECIPE if (value := getattr(arguments, name)) is not None}
+    return RECIPE | (saved["settings"] if saved else {}) | given
 
 
 def is_finished(folder):

@@ -24,7 +24,7 @@ ROWS = {
     "augment": "--augment",
     "schedule": "--augment --schedule cosine --learning-rate 1e-3",
     "weight_decay": "--augment --schedule cosine --learning-rate 1e-3 --weight-decay 0.1",
-    "label_smoothing": "--augment --schedule cosine --learning-rate 1e-3 --weight-decay 0.1 --label-smoothing 0.1",
+    "cutout_and_smoothing": "--augment --schedule cosine --learning-rate 1e-3 --weight-decay 0.1 --cutout 8 --label-smoothing 0.1",
 }
 
 
@@ -48,9 +48,7 @@ def train_row(row, folder, data_dir):
     arguments = train.parse_arguments(options)
     with train.claim_folder(folder / row):
         saved = train.saved_run(folder / row, arguments)
-        settings = train.RECIPE | {
-            name: value for name in train.RECIPE if (value := getattr(arguments, name)) is not None
-        }
+        settings = train.settings_of(arguments, saved)
         history = saved["history"] if saved else []
         train.train(arguments, folder / row, settings, saved, history, evaluate.choose_device("auto"))
     print(f"{row}: validation accuracy {max(line['validation_accuracy'] for line in history):.2%}")

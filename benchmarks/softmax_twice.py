@@ -71,7 +71,7 @@ def main():
 
     model.load_state_dict(best_weights)
     metrics = {
-        "model": "cnn2, softmax applied twice",
+        "model": "cnn2",
         "best_epoch": train.best_epoch(history),
         "settings": settings,
         "torch_version": str(torch.__version__),

@@ -16,17 +16,21 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+import ablation  # noqa: E402
 import evaluate  # noqa: E402
 import models  # noqa: E402
 import plots  # noqa: E402
 
 README = ROOT / "README.md"
 RESULTS = ROOT / "outs" / "exercise_04"
+IMPROVED = "vgg_improved"
+ABLATION = ROOT / "outs" / "ablation"
 SOFTMAX_TWICE = ROOT / "outs" / "softmax_twice"
 BENCHMARKS = ROOT / "benchmarks"
 NETWORKS = list(models.MODELS)  # from the simplest on
+RUNS = [*NETWORKS, IMPROVED]
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
@@ -135,7 +139,7 @@ def fitting():
     header = ["network", "lowest validation loss", "kept epoch", "training", "validation", "last training"]
     header += ["last validation", "last validation loss"]
     rows = []
-    for name in NETWORKS:
+    for name in RUNS:
         history, kept = plots.read_history(RESULTS / name), metrics_of(name)["best_epoch"]
         losses = history["validation_loss"]
         cells = [code(name), f"{losses.min():.3f} at epoch {losses.argmin() + 1}", str(kept)]
@@ -146,14 +150,14 @@ def fitting():
 
 
 def recall():
-    metrics = {name: metrics_of(name)["test"]["per_class"] for name in NETWORKS}
-    rows = [[label, *(f"{metrics[name][label]['recall']:.1%}" for name in NETWORKS)] for label in metrics["cnn2"]]
-    return [["class", *map(code, NETWORKS)], *rows]
+    metrics = {name: metrics_of(name)["test"]["per_class"] for name in RUNS}
+    rows = [[label, *(f"{metrics[name][label]['recall']:.1%}" for name in RUNS)] for label in metrics["cnn2"]]
+    return [["class", *map(code, RUNS)], *rows]
 
 
 def confusions(count=8):
     """cnn2's most frequent confusions on the test split, and the same ones of the other networks."""
-    matrices = {name: np.array(metrics_of(name)["test"]["confusion_matrix"]) for name in NETWORKS}
+    matrices = {name: np.array(metrics_of(name)["test"]["confusion_matrix"]) for name in RUNS}
     classes = list(metrics_of("cnn2")["test"]["per_class"])
     wrong = matrices["cnn2"] - np.diag(np.diag(matrices["cnn2"]))
     order = np.argsort(-wrong, axis=None, kind="stable")[:count]
@@ -161,12 +165,12 @@ def confusions(count=8):
     for true, predicted in zip(*np.unravel_index(order, wrong.shape)):
         shares = (f"{matrix[true, predicted] / matrix[true].sum():.1%}" for matrix in matrices.values())
         rows.append([classes[true], classes[predicted], *shares])
-    return [["true class", "taken for", *map(code, NETWORKS)], *rows]
+    return [["true class", "taken for", *map(code, RUNS)], *rows]
 
 
 def calibration():
     rows = []
-    for name in NETWORKS:
+    for name in RUNS:
         test = metrics_of(name)["test"]
         with np.load(RESULTS / name / plots.PREDICTIONS) as saved:
             confidence = saved["probabilities"].max(axis=1).mean(dtype=np.float64)
@@ -184,9 +188,32 @@ def robustness():
     header = ["network", *(units[kind].format(amount) for kind, amounts in chosen.items() for amount in amounts)]
     rows = [
         [code(name), *(f"{accuracy[name, kind, amount]:.1%}" for kind in chosen for amount in chosen[kind])]
-        for name in NETWORKS
+        for name in RUNS
     ]
     return [header, *rows]
+
+
+def improvement():
+    """The recipe step by step: each row adds its options to those of the rows before, and the last one trains longer."""
+    rows = [short_row("the exercise's recipe", plots.read_history(RESULTS / "vgg"))]
+    before = ""
+    for name, options in ablation.ROWS.items():
+        added = options.removeprefix(before).strip()
+        rows.append(short_row(code(added), plots.read_history(ABLATION / name)))
+        before = options
+    for title, run in (("**all of these, longer**", IMPROVED), ("the exercise's recipe, longer", "vgg")):
+        history = plots.read_history(RESULTS / run)
+        rows.append(short_row(title, history, len(history["epoch"])))
+    header = ["added", "epochs", "best validation accuracy", "training accuracy in the last epoch", "seconds per epoch"]
+    return [[*header, "minutes"], *rows]
+
+
+def short_row(title, history, epochs=ablation.EPOCHS):
+    """A run as if it had ended after `epochs`, which a constant rate allows to say of a longer one."""
+    seconds = history["seconds"][:epochs]
+    cells = [title, str(epochs), share(history["validation_accuracy"][:epochs].max())]
+    cells += [share(history["train_accuracy"][epochs - 1]), f"{np.median(seconds):.1f}"]
+    return [*cells, f"{np.median(seconds) * epochs / 60:.0f}"]
 
 
 def softmax():
@@ -217,7 +244,7 @@ TABLES = {
     function.__name__: function
     for function in (split, comparison, costs, mcnemar, splits_of_cnn2, fitting, recall, confusions, calibration)
 }
-TABLES |= {function.__name__: function for function in (robustness, softmax, speed)}
+TABLES |= {function.__name__: function for function in (robustness, improvement, softmax, speed)}
 TABLES |= {f"layers_{name}": lambda name=name: layers(name) for name in NETWORKS}
 
 if __name__ == "__main__":

@@ -76,9 +76,8 @@ def test_best_is_the_epoch_of_the_highest_validation_accuracy_then_the_lowest_lo
 
 RECIPES = {
     "plain": ["--model", "cnn2"],
-    "augmented": ["--model", "cnn2", "--augment", "--schedule", "cosine"],
+    "improved": ["--model", "cnn2", "--augment", "--cutout", "8", "--label-smoothing", "0.1", "--schedule", "cosine"],
     "vgg": ["--model", "vgg", "--augment", "--schedule", "cosine"],  # dropout and batch normalisation
-    "improved": ["--model", "cnn1", "--augment", "--cutout", "8", "--label-smoothing", "0.1", "--schedule", "cosine"],
 }
 
 
