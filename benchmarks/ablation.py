@@ -20,11 +20,11 @@ import plots  # noqa: E402
 import train  # noqa: E402
 
 EPOCHS = 20
-ROWS = {
+ROWS = {  # and the options that each adds to those of the rows before
     "augment": "--augment",
-    "schedule": "--augment --schedule cosine --learning-rate 1e-3",
-    "weight_decay": "--augment --schedule cosine --learning-rate 1e-3 --weight-decay 0.1",
-    "cutout_and_smoothing": "--augment --schedule cosine --learning-rate 1e-3 --weight-decay 0.1 --cutout 8 --label-smoothing 0.1",
+    "schedule": "--schedule cosine --learning-rate 1e-3",
+    "weight_decay": "--weight-decay 0.1",
+    "cutout_and_smoothing": "--cutout 8 --label-smoothing 0.1",
 }
 
 
@@ -41,8 +41,12 @@ def main():
 
 
 def train_row(row, folder, data_dir):
-    options = ["--model", "vgg", "--epochs", str(EPOCHS), "--data-dir", str(data_dir), *ROWS[row].split()]
+    options = ["--model", "vgg", "--epochs", str(EPOCHS), "--data-dir", str(data_dir)]
     options += ["--out-dir", str(folder), "--run-name", row]
+    for name, added in ROWS.items():
+        options += added.split()
+        if name == row:
+            break
     if (folder / row / plots.LAST).exists():
         options.append("--resume")
     arguments = train.parse_arguments(options)

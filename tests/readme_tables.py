@@ -196,11 +196,8 @@ def robustness():
 def improvement():
     """The recipe step by step: each row adds its options to those of the rows before, and the last one trains longer."""
     rows = [short_row("the exercise's recipe", plots.read_history(RESULTS / "vgg"))]
-    before = ""
-    for name, options in ablation.ROWS.items():
-        added = options.removeprefix(before).strip()
+    for name, added in ablation.ROWS.items():
         rows.append(short_row(code(added), plots.read_history(ABLATION / name)))
-        before = options
     for title, run in (("**all of these, longer**", IMPROVED), ("the exercise's recipe, longer", "vgg")):
         history = plots.read_history(RESULTS / run)
         rows.append(short_row(title, history, len(history["epoch"])))
