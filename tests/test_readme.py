@@ -94,6 +94,16 @@ def claims():
     others = [value for name, value in kept.items() if name != "dense"]
     yield f"`dense` keeps {kept['dense']:.0%} of its accuracy and the others only {min(others):.0%} to {max(others):.0%}"
 
+    kept = {
+        kind: [robust[name, kind, amount] / robust[name, kind, "0"] for name in (IMPROVED, "vgg")]
+        for kind, amount in (("shift", "8"), ("rotation", "30"))
+    }
+    yield "it keeps {:.0%} of its accuracy instead of {:.0%}".format(*kept["shift"])
+    yield "it keeps {:.0%} instead of {:.0%}".format(*kept["rotation"])
+    shown = [np.load(RESULTS / name / plots.MISTAKES)["probabilities"].max(axis=1) for name in (IMPROVED, "vgg")]
+    assert shown[0].max() < 0.995 <= shown[1].min()
+    yield "a probability that rounds to 100%"
+
     twice = json.loads((SOFTMAX_TWICE / plots.METRICS).read_text())
     right = [evaluate.right_predictions(folder) for folder in (RESULTS / "cnn2", SOFTMAX_TWICE)]
     only_logits, only_twice, p = evaluate.mcnemar(*right)
