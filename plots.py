@@ -105,7 +105,7 @@ def save(figure, path):
 
 def run_title(folder, metrics):
     """The model's name, and in brackets the run's where that is another."""
-    run = Path(folder).resolve().name
+    run = folder.resolve().name
     return metrics["model"] if run == metrics["model"] else f"{metrics['model']} ({run})"
 
 
@@ -195,7 +195,8 @@ def draw_confusion_matrix(folder, metrics, split):
     axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="predicted class", ylabel="true class")
     axes.set_title(
-        f"{run_title(folder, metrics)}, {split}: {metrics[split]['samples']:,} images, accuracy {metrics[split]['accuracy']:.2%}"
+        f"{run_title(folder, metrics)}, {split}: {metrics[split]['samples']:,} images, "
+        f"accuracy {metrics[split]['accuracy']:.2%}"
     )
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class", format=PercentFormatter(1, decimals=0))
     save(figure, folder / CONFUSION_MATRIX.format(split))
