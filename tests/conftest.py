@@ -1,6 +1,7 @@
 """What the tests share. Nothing here or in a test needs a network; real training is done on scikit-learn's digits."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,10 @@ sys.path.insert(0, str(ROOT))
 
 import data  # noqa: E402
 import evaluate  # noqa: E402
+
+
+# A background job of a script ignores Ctrl-C, and so would every command that a test starts and then interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def start(*arguments, folder):
