@@ -35,6 +35,7 @@ COMPARISON = "comparison.csv"
 ROBUSTNESS = "robustness.csv"
 
 SPLITS = ("train", "validation", "test")
+FEW = 10  # the reliability diagram shows no accuracy of fewer images than this
 METRIC_COLUMNS = ("precision", "recall", "f1", "specificity")
 # Okabe & Ito's colours, told apart by the colour-blind; dashes and markers tell them apart in grey.
 BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
@@ -244,11 +245,11 @@ def draw_calibration(folder, metrics):
     images have that probability."""
     test = metrics["test"]
     bins = [each for each in test["calibration_bins"] if each["samples"]]
-    low = np.array([each["low"] for each in bins])
-    width = np.array([each["high"] for each in bins]) - low
-    accuracy, confidence, samples = (
-        np.array([each[key] for each in bins]) for key in ("accuracy", "confidence", "samples")
+    low, high, accuracy, confidence, samples = (
+        np.array([each[key] for each in bins]) for key in ("low", "high", "accuracy", "confidence", "samples")
     )
+    width = high - low
+    accuracy[samples < FEW], confidence[samples < FEW] = np.nan, np.nan  # a share of so few says nothing
     figure = Figure(figsize=(5.5, 6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.bar(
@@ -267,7 +268,7 @@ def draw_calibration(folder, metrics):
         label="gap to the mean probability",
     )
     upper.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="no gap: as probable as it says")
-    upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    upper.set(ylabel=f"accuracy, in bins of {FEW} images or more", xlim=(0, 1), ylim=(0, 1))
     upper.set_title(
         f"{run_title(folder, metrics)}, test split\nexpected calibration error {test['expected_calibration_error']:.2%}"
     )
@@ -359,7 +360,12 @@ def draw_comparison(out_dir):
     axes = figure.subplots()
     for split, marker, colour in (("train", "s", BLUE), ("validation", "^", GREEN)):
         axes.plot(
-            column[f"{split}_accuracy"], positions, marker, color=colour, fillstyle="none", label=f"{split} accuracy"
+            column[f"{split}_accuracy"],
+            positions - 0.18,  # below the test accuracy, which would hide the validation's
+            marker,
+            color=colour,
+            fillstyle="none",
+            label=f"{split} accuracy",
         )
     test = column["test_accuracy"]
     margins = [test - column["interval_low"], column["interval_high"] - test]
@@ -375,6 +381,7 @@ def draw_comparison(out_dir):
             va="center",
             fontsize=8,
             color="0.35",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )
     names = [f"{row['model']}\n{int(row['parameters']):,} parameters" for row in rows]
     axes.set_yticks(positions, names)

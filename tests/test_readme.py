@@ -1,5 +1,6 @@
 """The README says what the committed files say: its tables, and every measured number in its sentences."""
 
+import functools
 import json
 import math
 import re
@@ -7,8 +8,11 @@ import statistics
 
 import numpy as np
 import pytest
+import torch
 
+import data
 import evaluate
+import models
 import plots
 import readme_tables
 from conftest import ROOT
@@ -45,6 +49,26 @@ def test_comparison_is_that_of_the_committed_metrics():
         assert int(row["best_epoch"]) == metrics["best_epoch"]
 
 
+@functools.cache
+def likeness_to_start(name):
+    """For each weight matrix of a committed checkpoint, its correlation with what the seed made of it at the start."""
+    trained, checkpoint = models.load_model(RESULTS / name / plots.BEST)
+    torch.manual_seed(checkpoint["settings"]["seed"])
+    pairs = zip(models.build(checkpoint["model"]).parameters(), trained.parameters())
+    vectors = [[each.detach().flatten() for each in pair] for pair in pairs if pair[0].ndim > 1]
+    return [torch.corrcoef(torch.stack(pair))[0, 1].item() for pair in vectors]
+
+
+@functools.cache
+def answers_to_digits(name):
+    """The share of scikit-learn's digits that a committed checkpoint takes for cats, its answers' mean probability."""
+    model, checkpoint = models.load_model(RESULTS / name / plots.BEST)
+    splits = data.load_splits("digits", None).values()
+    probabilities = torch.cat([evaluate.infer(model, split)[0].exp() for split in splits])
+    cats = probabilities.argmax(dim=1) == checkpoint["classes"].index("cat")
+    return cats.double().mean().item(), probabilities.max(dim=1).values.double().mean().item()
+
+
 def claims():
     """Every stretch of the README's prose that has measured numbers in it, made from the files that have them."""
     history = {name: plots.read_history(RESULTS / name) for name in NETWORKS}
@@ -58,7 +82,7 @@ def claims():
     yield f"validation loss is lowest at epoch {lowest['cnn2']};"
     yield f"its peak at epoch {best['cnn2']} and"
     yield f"the other {80 - best['cnn2']} epochs"
-    yield f"by epoch {best['cnn2']}."
+
     yield f"turns at epoch {lowest['dense']}."
     yield f"from epoch {lowest['cnn1']} to the last one"
     assert history["cnn1"]["validation_loss"][-1] > 2 * history["cnn1"]["validation_loss"].min()
@@ -68,14 +92,38 @@ def claims():
     matrix = np.array(metrics["cnn2"]["test"]["confusion_matrix"])
     vehicles, mammals = [0, 1, 8, 9], [3, 4, 5, 7]
     yield f"Only {matrix[np.ix_(vehicles, mammals)].sum() / matrix[vehicles].sum():.1%} of the vehicles are"
-    kernels = [np.load(RESULTS / name / plots.FILTERS)["weights"].ravel() for name in ("cnn1", "cnn2")]
-    yield f"r = {np.corrcoef(kernels)[0, 1]:.2f}"
+    first, second, connected, _ = likeness_to_start("cnn2")
+    yield f"at r = {first:.2f}; the second convolution's do at {second:.2f} and the weights of the first fully"
+    yield f"connected layer at {connected:.2f}."
+    yield f"moved them further (r = {likeness_to_start(IMPROVED)[0]:.2f})"
+    for text, name in (
+        ("`cnn2` takes {:.0%} of them for cats, with a mean probability of {:.0%}", "cnn2"),
+        ("and `vgg` {:.0%}, with one of {:.0%}", "vgg"),
+    ):
+        yield text.format(*answers_to_digits(name))
+
+    classes = metrics["cnn2"]["test"]["per_class"]
+    ranges = {}
+    for column in ("precision", "recall", "f1"):
+        values = {label: values[column] for label, values in classes.items()}
+        assert min(values, key=values.get) == ("bird" if column == "precision" else "cat")
+        ranges[column] = f"{100 * min(values.values()):.0f}–{max(values.values()):.0%}"
+    yield f"`cnn2` has {metrics['cnn2']['test']['accuracy']:.2%}, and by class"
+    yield "a precision of {precision}, a recall of {recall} and an F1 of {f1}: better".format(**ranges)
+    saved = {name: 100 * np.ptp(history[name]["validation_accuracy"][[best[name] - 1, -1]]) for name in NETWORKS}
+    assert min(saved, key=saved.get) == "vgg" and max(saved, key=saved.get) == "cnn2"
+    yield f"from {saved['vgg']:.1f} points, of `vgg`, to {saved['cnn2']:.1f}, of `cnn2`"
+    steps = 100 * np.diff([metrics_of(name)["test"]["accuracy"] for name in RUNS])
+    yield f"from {steps.min():.0f} to {steps.max():.0f} points"
     accuracy = {name: {split: metrics[name][split]["accuracy"] for split in plots.SPLITS} for name in NETWORKS}
     yield f"{100 * (accuracy['cnn2']['test'] - accuracy['dense']['test']):.0f} points more of the test images"
     below = max(100 * (values["validation"] - values["test"]) for values in accuracy.values())
     yield f"more than {math.ceil(10 * below) / 10:.1f} points below the validation accuracy"
 
-    tests = [metrics_of(name)["test"] for name in (IMPROVED, "vgg")]
+    pair = [metrics_of(name) for name in (IMPROVED, "vgg")]
+    gaps = [100 * (run["train"]["accuracy"] - run["validation"]["accuracy"]) for run in pair]
+    yield "{:.1f} points above that on validation images instead of {:.1f}".format(*gaps)
+    tests = [run["test"] for run in pair]
     yield "{:.2%} test accuracy instead of {:.2%}".format(*(test["accuracy"] for test in tests))
     errors = [test["expected_calibration_error"] for test in tests]
     yield "calibration error of {:.2%} instead of {:.2%}".format(*errors)
@@ -92,7 +140,7 @@ def claims():
     yield "`dense` keeps {:.0%} of its accuracy, `cnn1` {:.0%}, `cnn2` {:.0%} and `vgg` {:.0%}".format(*kept.values())
     kept = {name: robust[name, "rotation", "30"] / robust[name, "rotation", "0"] for name in NETWORKS}
     others = [value for name, value in kept.items() if name != "dense"]
-    yield f"`dense` keeps {kept['dense']:.0%} of its accuracy and the others only {min(others):.0%} to {max(others):.0%}"
+    yield f"`dense` keeps {kept['dense']:.0%} of its accuracy and the convolutional networks of the same recipe only {min(others):.0%} to {max(others):.0%}"
 
     kept = {
         kind: [robust[name, kind, amount] / robust[name, kind, "0"] for name in (IMPROVED, "vgg")]
@@ -109,6 +157,8 @@ def claims():
     only_logits, only_twice, p = evaluate.mcnemar(*right)
     lost = 100 * (metrics["cnn2"]["test"]["accuracy"] - twice["test"]["accuracy"])
     yield f"{lost:.1f} points of test accuracy"
+    accuracies = [twice[split]["accuracy"] for split in ("test", "train")]
+    yield "with the mistake `cnn2` has {:.2%}, and {:.2%} on the training images".format(*accuracies)
     yield f"{only_logits} images are right without the mistake only, {only_twice} with it only"
     yield f"(McNemar's test, below: p = {p:.0e})"
     yield f"{twice['best_epoch']} epochs instead of {best['cnn2']}"
@@ -124,6 +174,8 @@ def claims():
     means, deviations = (
         [function(values) for values in accuracies.values()] for function in (statistics.mean, statistics.stdev)
     )
+    apart = 100 * np.ptp([*accuracies["bf16"], *accuracies["fp32"]])
+    yield f"of six runs with three seeds are at most {math.ceil(10 * apart) / 10:.1f} points apart"
     yield f"{means[0]:.2%} on average in bf16 and {means[1]:.2%} in fp32"
     yield "standard deviations of {:.2f} and {:.2f} points".format(*(100 * value for value in deviations))
 
@@ -138,6 +190,9 @@ DEFINED = [
     "80 epochs done",
     "2.30 where all ten",
     "over 20 epochs",
+    "in 20 epochs",
+    "accuracy of about 60%",
+    "a precision of 55–70%, a recall of 45–70% and an F1 of 50–70%",
     "Python 3.10",
     "arXiv:1409.1556",
     "arXiv:1711.05101",
