@@ -67,6 +67,8 @@ def main(argv=None):
         try:
             if has_ended(history, settings):
                 print("All epochs are trained: writing the tables and pictures again.")
+                # Its settings may be new ones, which end it sooner.
+                models.save_checkpoint(folder / plots.LAST, saved | {"settings": settings})
             else:
                 train(arguments, folder, settings, saved, history, device)
             evaluate.evaluate_checkpoint(folder / plots.BEST, arguments.data_dir, device)
@@ -140,7 +142,7 @@ def number(kind, low, high):
             value = math.nan
         if not low <= value <= high:
             noun = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text!r} is not {noun} from {low} to {high:.0g}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not {noun} from {low} to {high:g}")
         return value
 
     return parse
@@ -250,8 +252,9 @@ def train(arguments, folder, settings, saved, history, device):
     `saved` is the checkpoint to go on from, or None. Raises NotFinite.
     """
     precision = choose_precision(arguments.precision, device)
-    if saved and arguments.precision == "auto" and saved["environment"]["precision"] == "fp32":
-        precision = "fp32"  # as the run was started
+    started = {"compile": False} | saved["environment"] if saved else None
+    if started and arguments.precision == "auto":
+        precision = started["precision"]
 
     splits = data.load_splits(arguments.dataset, arguments.data_dir, ("train", "validation"))
     normalisation = data.channel_statistics(splits["train"].images)
@@ -272,11 +275,10 @@ def train(arguments, folder, settings, saved, history, device):
         "device": describe(device),
         "precision": precision,
         "threads": torch.get_num_threads(),
+        "compile": arguments.compile,
     }
-    if saved and saved["environment"] != environment:
-        print(
-            f"Note: the run was started with {saved['environment']}; the same bits are not to be had with {environment}."
-        )
+    if started and started != environment:
+        print(f"Note: the run was started with {started}; the same bits are not to be had with {environment}.")
     print(
         f"{arguments.model} on {arguments.dataset}: {models.count_parameters(model):,} parameters, "
         f"{len(splits['train'].labels):,} training and {len(splits['validation'].labels):,} validation images, "

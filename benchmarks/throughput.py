@@ -199,12 +199,12 @@ def measure_epoch(splits, precision, rounds):
     growth = {f"{images:,} images": [] for images in (count // 4, count // 2)}
     batches = {f"batch {size}": [] for size in (32, 128, 512)}
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(1, rounds + 1):
+        for _ in range(rounds):
             parts["training"].append(timed(project.epoch, count))
             parts["validation"].append(timed(evaluate.infer, project.model, splits["validation"]))
-            row = {"epoch": number, "validation_accuracy": number / 100, "validation_loss": 1.0}  # best: both are saved
-            history = [row | {"epoch": earlier} for earlier in range(1, 80)] + [row]
-            checkpoint = {"epoch": number, "weights": project.model.state_dict()}
+            row = {"epoch": 80, "validation_accuracy": 0.5, "validation_loss": 1.0}  # the best: both files are saved
+            history = [row | {"epoch": earlier, "validation_accuracy": 0.1} for earlier in range(1, 80)] + [row]
+            checkpoint = {"epoch": 80, "weights": project.model.state_dict()}
             parts["history and checkpoints"].append(
                 timed(train.save_epoch, Path(folder), checkpoint, project.optimizer, history)
             )

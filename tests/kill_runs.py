@@ -9,6 +9,7 @@ clock. Each run is a fork of this process, which saves the seconds in which PyTo
 
 import contextlib
 import io
+import json
 import os
 import random
 import signal
@@ -68,13 +69,14 @@ def run(folder, *options, fatal=None):
 
 
 def evidence(folder):
-    """What must be equal: all weights, the optimiser's state, the history without its seconds, the metrics."""
+    """What must be equal: all weights, the optimiser's state, the history and the metrics without seconds."""
     best, last = (models.load_checkpoint(folder / "cnn1" / name) for name in ("best.pt", "last.pt"))
     state = [tensor for part in last["optimizer"]["state"].values() for tensor in part.values()]
     tensors = [*best["weights"].values(), *last["weights"].values(), *state]
     rows = (folder / "cnn1" / "history.csv").read_text().splitlines()
+    metrics = json.loads((folder / "cnn1" / "metrics.json").read_text()) | {"seconds": None}
     files = sorted(path.name for path in (folder / "cnn1").iterdir())
-    return [tensor.numpy().tobytes() for tensor in tensors], [row.rpartition(",")[0] for row in rows], files
+    return [tensor.numpy().tobytes() for tensor in tensors], [row.rpartition(",")[0] for row in rows], metrics, files
 
 
 def main():

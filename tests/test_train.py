@@ -230,9 +230,21 @@ def test_extended_run_is_unfinished_until_it_is_evaluated_again(call, tmp_path, 
     quick(call, "--out-dir", ".", "--resume", epochs=2)
 
 
-def test_resumed_run_keeps_its_precision(call, tmp_path):
-    quick(call, "--out-dir", ".", "--precision", "fp32", "--run-name", "whole", epochs=2)
-    quick(call, "--out-dir", ".", "--precision", "fp32", epochs=1)
+def test_a_stopped_run_can_be_ended_where_it_is(call, tmp_path, monkeypatch):
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as first_epoch:
+        first_epoch.setattr(train, "report", killed)
+        quick(call, "--out-dir", ".", epochs=3, code=130)
+    quick(call, "--out-dir", ".", "--resume", epochs=1)
+    quick(call, "--out-dir", ".", epochs=1)  # and is finished: a new run may replace it
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])  # one of them is not what auto chooses
+def test_resumed_run_keeps_its_precision(call, tmp_path, precision):
+    quick(call, "--out-dir", ".", "--precision", precision, "--run-name", "whole", epochs=2)
+    quick(call, "--out-dir", ".", "--precision", precision, epochs=1)
     quick(call, "--out-dir", ".", "--resume", epochs=2)
     assert_same_weights(tmp_path / "whole/last.pt", tmp_path / "cnn1/last.pt")
 
@@ -313,6 +325,8 @@ MISTAKES = {
 for option in ("--epochs", "--batch-size", "--seed"):
     for value in ("-1", "nan", "inf", "1.5", "1" + "0" * 5000, "many", "") + (("0",) if option != "--seed" else ()):
         MISTAKES[f"{option} {value:.9}"] = (["--model", "cnn1", *DIGITS, option, value], option)
+for option, value, reason in (("--cutout", "33", "from 0 to 32"), ("--label-smoothing", "1.1", "from 0 to 1")):
+    MISTAKES[f"{option} {value}"] = (["--model", "cnn1", *DIGITS, option, value], reason)
 for option in ("--learning-rate", "--weight-decay", "--target-loss"):
     for value in ("-1", "nan", "inf", "1e999", "many", "") + (("0",) if option == "--learning-rate" else ()):
         MISTAKES[f"{option} {value}"] = (["--model", "cnn1", *DIGITS, option, value], option)
@@ -368,7 +382,7 @@ def test_full_disk_keeps_the_last_good_checkpoint(call, tmp_path, monkeypatch):
 
     def full(handle):
         calls.append(handle)
-        if len(calls) > 8:  # in the second epoch
+        if len(calls) > 5:  # in the second epoch: 1 is of the examples, 2 to 4 of the first
             raise OSError(28, "No space left on device")
         fsync(handle)
 
@@ -395,11 +409,22 @@ def test_a_terminal_gets_a_progress_bar(call, tmp_path, monkeypatch, capsys):
 
 
 def test_compiled_training_saves_plain_names(monkeypatch, call, tmp_path):
-    compiled = []
-    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
+    compiled, compile = [], torch.compile
+    # Dynamo alone: a C++ compiler is not everywhere.
+    monkeypatch.setattr(torch, "compile", lambda target: compiled.append(target) or compile(target, backend="eager"))
     quick(call, "--compile", "--out-dir", ".", epochs=1)
     assert len(compiled) == 1
     assert not [name for name in models.load_checkpoint(tmp_path / "cnn1/best.pt")["weights"] if "_orig_mod" in name]
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory. Tried", "MPS backend out of memory", "can't allocate memory"])
+def test_too_little_memory_gets_one_line(call, monkeypatch, message):
+    def allocate(*arguments):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(train, "train_step", allocate)
+    code, out, err = quick(call, "--out-dir", ".", code=2)
+    assert "--batch-size" in err and len(err.splitlines()) == 1
 
 
 def test_bf16_is_chosen_only_where_it_is_native(monkeypatch):
