@@ -112,7 +112,7 @@ def claims():
     yield "a precision of {precision}, a recall of {recall} and an F1 of {f1}: better".format(**ranges)
     saved = {name: 100 * np.ptp(history[name]["validation_accuracy"][[best[name] - 1, -1]]) for name in NETWORKS}
     assert min(saved, key=saved.get) == "vgg" and max(saved, key=saved.get) == "cnn2"
-    yield f"from {saved['vgg']:.1f} points, of `vgg`, to {saved['cnn2']:.1f}, of `cnn2`"
+    yield f"from {saved['vgg']:.1f} points of validation accuracy (`vgg`) to {saved['cnn2']:.1f} (`cnn2`)"
     steps = 100 * np.diff([metrics_of(name)["test"]["accuracy"] for name in RUNS])
     yield f"from {steps.min():.0f} to {steps.max():.0f} points"
     accuracy = {name: {split: metrics[name][split]["accuracy"] for split in plots.SPLITS} for name in NETWORKS}
