@@ -158,7 +158,7 @@ def draw_loss(folder, metrics):
         )
         axes.set(xlabel="epoch", ylabel=quantity)
         axes.set_xlim(1 - 0.02 * len(epochs), len(epochs) + 0.02 * len(epochs))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("cross-entropy loss")
     figure.axes[1].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

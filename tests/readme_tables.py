@@ -179,7 +179,7 @@ def calibration():
 
 
 def robustness():
-    chosen = {"shift": (0, 1, 2, 4, 6, 8), "rotation": (10, 20, 30, 60, 90)}
+    chosen = {"shift": (0, 1, 2, 4, 8), "rotation": (10, 20, 30, 60, 90)}
     accuracy = {
         (row["model"], row["transformation"], int(row["amount"])): float(row["test_accuracy"])
         for row in plots.read_rows(RESULTS / plots.ROBUSTNESS)
