@@ -194,12 +194,13 @@ def robustness():
 
 
 def improvement():
-    """The recipe step by step: each row adds its options to those of the rows before, and the last one trains longer."""
+    """The recipe step by step: each row adds its options to those of the rows before, but for the last two."""
     # With a constant rate, the beginning of a long run is the short one.
     rows = [row_of_a_run("the exercise's recipe", RESULTS / "vgg", ablation.EPOCHS)]
-    rows += [row_of_a_run(code(added), ABLATION / name) for name, added in ablation.ROWS.items()]
-    rows += [row_of_a_run("**all of these, longer**", RESULTS / IMPROVED)]
-    rows += [row_of_a_run("the exercise's recipe, longer", RESULTS / "vgg")]
+    rows += [row_of_a_run(code(added), ABLATION / name) for name, added in ablation.ROWS.items() if name != "short"]
+    rows += [row_of_a_run("`--cutout 8 --label-smoothing 0.1`: `vgg_improved`", RESULTS / IMPROVED)]
+    rows += [row_of_a_run("all of these, but in 20 epochs", ABLATION / "short")]
+    rows += [row_of_a_run("the exercise's recipe in its 80 epochs", RESULTS / "vgg")]
     return [["added", "epochs", "best validation accuracy", "seconds per epoch", "minutes"], *rows]
 
 

@@ -16,7 +16,7 @@ import models
 import plots
 import readme_tables
 from conftest import ROOT
-from readme_tables import BENCHMARKS, IMPROVED, NETWORKS, RESULTS, RUNS, SOFTMAX_TWICE, metrics_of
+from readme_tables import ABLATION, BENCHMARKS, IMPROVED, NETWORKS, RESULTS, RUNS, SOFTMAX_TWICE, metrics_of
 
 README = readme_tables.README.read_text()
 
@@ -47,6 +47,10 @@ def test_comparison_is_that_of_the_committed_metrics():
             assert float(row[f"{split}_accuracy"]) == metrics[split]["accuracy"]
             assert f"{metrics[split]['accuracy']:.2%}" in text
         assert int(row["best_epoch"]) == metrics["best_epoch"]
+
+
+def last_ten(accuracies):
+    return statistics.mean(accuracies[-10:])
 
 
 @functools.cache
@@ -123,6 +127,13 @@ def claims():
     pair = [metrics_of(name) for name in (IMPROVED, "vgg")]
     gaps = [100 * (run["train"]["accuracy"] - run["validation"]["accuracy"]) for run in pair]
     yield "{:.1f} points above that on validation images instead of {:.1f}".format(*gaps)
+    accuracies = {
+        folder.name: 100 * plots.read_history(folder)["validation_accuracy"]
+        for folder in (RESULTS / IMPROVED, *(ABLATION / row for row in readme_tables.ablation.ROWS))
+    }
+    gains = [function(accuracies[IMPROVED]) - function(accuracies["longer"]) for function in (max, last_ten)]
+    yield "{:.1f} points in 50 epochs, {:.1f} on average over the last ten, and nothing in 20".format(*gains)
+    assert abs(max(accuracies["short"]) - max(accuracies["weight_decay"])) < 0.1
     tests = [run["test"] for run in pair]
     yield "{:.2%} test accuracy instead of {:.2%}".format(*(test["accuracy"] for test in tests))
     errors = [test["expected_calibration_error"] for test in tests]
