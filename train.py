@@ -252,7 +252,7 @@ def train(arguments, folder, settings, saved, history, device):
     `saved` is the checkpoint to go on from, or None. Raises NotFinite.
     """
     precision = choose_precision(arguments.precision, device)
-    started = {"compile": False} | saved["environment"] if saved else None
+    started = {"compile": False} | saved["environment"] if saved else None  # older checkpoints don't say
     if started and arguments.precision == "auto":
         precision = started["precision"]
 

@@ -16,7 +16,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import evaluate  # noqa: E402
-import models  # noqa: E402
 import plots  # noqa: E402
 import train  # noqa: E402
 

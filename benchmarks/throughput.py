@@ -198,13 +198,13 @@ def measure_epoch(splits, precision, rounds):
     parts = {"training": [], "validation": [], "history and checkpoints": []}
     growth = {f"{images:,} images": [] for images in (count // 4, count // 2)}
     batches = {f"batch {size}": [] for size in (32, 128, 512)}
+    row = {"epoch": 80, "validation_accuracy": 0.5, "validation_loss": 1.0}  # the best: both files are saved
+    history = [row | {"epoch": earlier, "validation_accuracy": 0.1} for earlier in range(1, 80)] + [row]
+    checkpoint = {"epoch": 80, "weights": project.model.state_dict()}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(rounds):
             parts["training"].append(timed(project.epoch, count))
             parts["validation"].append(timed(evaluate.infer, project.model, splits["validation"]))
-            row = {"epoch": 80, "validation_accuracy": 0.5, "validation_loss": 1.0}  # the best: both files are saved
-            history = [row | {"epoch": earlier, "validation_accuracy": 0.1} for earlier in range(1, 80)] + [row]
-            checkpoint = {"epoch": 80, "weights": project.model.state_dict()}
             parts["history and checkpoints"].append(
                 timed(train.save_epoch, Path(folder), checkpoint, project.optimizer, history)
             )

@@ -49,10 +49,6 @@ def test_comparison_is_that_of_the_committed_metrics():
         assert int(row["best_epoch"]) == metrics["best_epoch"]
 
 
-def last_ten(accuracies):
-    return statistics.mean(accuracies[-10:])
-
-
 @functools.cache
 def likeness_to_start(name):
     """For each weight matrix of a committed checkpoint, its correlation with what the seed made of it at the start."""
@@ -86,7 +82,6 @@ def claims():
     yield f"validation loss is lowest at epoch {lowest['cnn2']};"
     yield f"its peak at epoch {best['cnn2']} and"
     yield f"the other {80 - best['cnn2']} epochs"
-
     yield f"turns at epoch {lowest['dense']}."
     yield f"from epoch {lowest['cnn1']} to the last one"
     assert history["cnn1"]["validation_loss"][-1] > 2 * history["cnn1"]["validation_loss"].min()
@@ -99,7 +94,8 @@ def claims():
     first, second, connected, _ = likeness_to_start("cnn2")
     yield f"at r = {first:.2f}; the second convolution's do at {second:.2f} and the weights of the first fully"
     yield f"connected layer at {connected:.2f}."
-    yield f"moved them further (r = {likeness_to_start(IMPROVED)[0]:.2f})"
+    likeness = [likeness_to_start(name)[0] for name in ("vgg", IMPROVED)]
+    yield "In `vgg`, r is {:.2f} for the first kernels; in `vgg_improved`, {:.2f}.".format(*likeness)
     for text, name in (
         ("`cnn2` takes {:.0%} of them for cats, with a mean probability of {:.0%}", "cnn2"),
         ("and `vgg` {:.0%}, with one of {:.0%}", "vgg"),
@@ -127,15 +123,17 @@ def claims():
     pair = [metrics_of(name) for name in (IMPROVED, "vgg")]
     gaps = [100 * (run["train"]["accuracy"] - run["validation"]["accuracy"]) for run in pair]
     yield "{:.1f} points above that on validation images instead of {:.1f}".format(*gaps)
-    accuracies = {
-        folder.name: 100 * plots.read_history(folder)["validation_accuracy"]
-        for folder in (RESULTS / IMPROVED, *(ABLATION / row for row in readme_tables.ablation.ROWS))
-    }
-    long = [accuracies[run] for run in ("longer", "longer_cutout", IMPROVED)]
-    best_gains, mean_gains = (np.diff([function(run) for run in long]) for function in (max, last_ten))
-    yield "In 50 epochs, cutout brings {:.1f} points and label smoothing {:.1f}".format(*best_gains)
-    yield "({:.1f} and {:.1f} by the mean of the last ten epochs)".format(*mean_gains)
-    assert abs(max(accuracies["short"]) - max(accuracies["weight_decay"])) < 0.1
+    long = [
+        100 * plots.read_history(folder)["validation_accuracy"]
+        for folder in (ABLATION / "longer", ABLATION / "longer_cutout", RESULTS / IMPROVED)
+    ]
+    yield "In 50 epochs, cutout brings {:.1f} points and label smoothing {:.1f}".format(
+        *np.diff([max(run) for run in long])
+    )
+    gains = np.diff([run[-10:].mean() for run in long])
+    yield "({:.1f} and {:.1f} by the mean of the last ten epochs)".format(*gains)
+    short = [100 * plots.read_history(ABLATION / row)["validation_accuracy"].max() for row in ("weight_decay", "short")]
+    assert abs(np.diff(short)) < 0.1
     tests = [run["test"] for run in pair]
     yield "{:.2%} test accuracy instead of {:.2%}".format(*(test["accuracy"] for test in tests))
     errors = [test["expected_calibration_error"] for test in tests]
@@ -149,18 +147,18 @@ def claims():
         (row["model"], row["transformation"], row["amount"]): float(row["test_accuracy"])
         for row in plots.read_rows(RESULTS / plots.ROBUSTNESS)
     }
-    kept = {name: robust[name, "shift", "8"] / robust[name, "shift", "0"] for name in NETWORKS}
-    yield "`dense` keeps {:.0%} of its accuracy, `cnn1` {:.0%}, `cnn2` {:.0%} and `vgg` {:.0%}".format(*kept.values())
-    kept = {name: robust[name, "rotation", "30"] / robust[name, "rotation", "0"] for name in NETWORKS}
-    others = [value for name, value in kept.items() if name != "dense"]
-    yield f"`dense` keeps {kept['dense']:.0%} of its accuracy and the convolutional networks of the same recipe only {min(others):.0%} to {max(others):.0%}"
-
-    kept = {
-        kind: [robust[name, kind, amount] / robust[name, kind, "0"] for name in (IMPROVED, "vgg")]
+    shifted, turned = (
+        {name: robust[name, kind, amount] / robust[name, kind, "0"] for name in RUNS}
         for kind, amount in (("shift", "8"), ("rotation", "30"))
-    }
-    yield "it keeps {:.0%} of its accuracy instead of {:.0%}".format(*kept["shift"])
-    yield "it keeps {:.0%} instead of {:.0%}".format(*kept["rotation"])
+    )
+    yield "`dense` keeps {dense:.0%} of its accuracy, `cnn1` {cnn1:.0%}, `cnn2` {cnn2:.0%} and `vgg` {vgg:.0%}".format(
+        **shifted
+    )
+    others = [turned[name] for name in NETWORKS if name != "dense"]
+    yield f"`dense` keeps {turned['dense']:.0%} of its accuracy and the convolutional networks"
+    yield f"of the same recipe only {min(others):.0%} to {max(others):.0%}"
+    yield f"it keeps {shifted[IMPROVED]:.0%} of its accuracy instead of {shifted['vgg']:.0%}"
+    yield f"it keeps {turned[IMPROVED]:.0%} instead of {turned['vgg']:.0%}"
     shown = [np.load(RESULTS / name / plots.MISTAKES)["probabilities"].max(axis=1) for name in (IMPROVED, "vgg")]
     assert shown[0].max() < 0.995 <= shown[1].min()
     yield "a probability that rounds to 100%"

@@ -216,14 +216,14 @@ def test_history_lost_by_a_kill_comes_back(call, two_epochs, tmp_path):
     assert history_without_seconds(tmp_path / "cnn1") == history_without_seconds(two_epochs)
 
 
+def interrupted(*arguments, **options):
+    raise KeyboardInterrupt
+
+
 def test_extended_run_is_unfinished_until_it_is_evaluated_again(call, tmp_path, monkeypatch):
     quick(call, "--out-dir", ".", epochs=1)
-
-    def killed(*arguments):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as evaluation:
-        evaluation.setattr(train.evaluate, "evaluate_checkpoint", killed)
+        evaluation.setattr(train.evaluate, "evaluate_checkpoint", interrupted)
         quick(call, "--out-dir", ".", "--resume", epochs=2, code=130)
     assert "unfinished" in quick(call, "--out-dir", ".", epochs=2, code=2)[2]
     assert "less" in quick(call, "--out-dir", ".", "--resume", epochs=1, code=2)[2]
@@ -231,11 +231,8 @@ def test_extended_run_is_unfinished_until_it_is_evaluated_again(call, tmp_path, 
 
 
 def test_a_stopped_run_can_be_ended_where_it_is(call, tmp_path, monkeypatch):
-    def killed(*arguments, **options):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as first_epoch:
-        first_epoch.setattr(train, "report", killed)
+        first_epoch.setattr(train, "report", interrupted)
         quick(call, "--out-dir", ".", epochs=3, code=130)
     quick(call, "--out-dir", ".", "--resume", epochs=1)
     quick(call, "--out-dir", ".", epochs=1)  # and is finished: a new run may replace it
@@ -504,10 +501,7 @@ def test_interrupt_at_any_place_is_resumed(call, two_epochs, tmp_path, monkeypat
 
 
 def test_interrupted_download_ends_the_command_quietly(call, tmp_path, monkeypatch):
-    def interrupt(*arguments, **options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(data, "fetch", interrupt)
+    monkeypatch.setattr(data, "fetch", interrupted)
     code, _, err = call(train.main, "--model", "cnn1")
     assert code == 130 and "Traceback" not in err and "same command" in err
     assert not list((tmp_path / "data").iterdir())
