@@ -8,14 +8,10 @@ Usage:
     python evaluate.py --robustness                         test accuracy under shifts and rotations, of all of them
 """
 
-import argparse
-import csv
-import io
 import itertools
 import json
 import math
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -24,12 +20,12 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, precision_recall_fscore_support
 from torch.nn.functional import nll_loss
 
+import command
 import data
 import models
 import plots
+import runs
 
-DEFAULT_OUT_DIR = {"cifar10": Path("outs/exercise_04"), "digits": Path("outs/digits")}
-DEFAULT_DATA_DIR = Path("data")
 CALIBRATION_BINS = 15  # of equal width, as in Guo et al. 2017
 MISTAKES = 25  # of the most confident ones, to be looked at
 SHIFTS, ROTATIONS = range(9), range(0, 91, 10)  # pixels and degrees in which robustness is measured
@@ -40,17 +36,17 @@ BATCH_SIZE = 100
 
 def main(argv=None):
     arguments = parse_arguments(argv)
-    device = choose_device(arguments.device)
-    named = arguments.checkpoint or sorted(DEFAULT_OUT_DIR["cifar10"].glob(f"*/{plots.BEST}"))
+    device = command.choose_device(arguments.device)
+    named = arguments.checkpoint or sorted(runs.DEFAULT_OUT_DIR["cifar10"].glob(f"*/{runs.BEST}"))
     checkpoints = list({path.resolve(): path for path in named}.values())  # each once
     if not checkpoints:
-        raise models.CheckpointError(f"no checkpoint named, and no best.pt under {DEFAULT_OUT_DIR['cifar10']}")
+        raise runs.CheckpointError(f"no checkpoint named, and no best.pt under {runs.DEFAULT_OUT_DIR['cifar10']}")
     if arguments.image:
         return 0 if predict_pictures(checkpoints, arguments.image, device) else 2
     # All are read before any is evaluated: a wrong name among them is found at once.
-    datasets = {models.load_checkpoint(path)["dataset"] for path in checkpoints}
+    datasets = {runs.load_checkpoint(path)["dataset"] for path in checkpoints}
     if len(datasets) > 1:
-        raise models.CheckpointError(
+        raise runs.CheckpointError(
             f"checkpoints of different data sets can't be compared: {', '.join(sorted(datasets))}"
         )
     if arguments.robustness:
@@ -64,7 +60,7 @@ def main(argv=None):
 
 
 def parse_arguments(argv):
-    parser = Parser(
+    parser = command.Parser(
         description="Evaluate checkpoints on the training, validation and test split, or name the content of pictures.",
         allow_abbrev=False,
     )
@@ -72,7 +68,7 @@ def parse_arguments(argv):
         "checkpoint",
         type=Path,
         nargs="*",
-        help=f"checkpoint files (default: every best.pt under {DEFAULT_OUT_DIR['cifar10']})",
+        help=f"checkpoint files (default: every best.pt under {runs.DEFAULT_OUT_DIR['cifar10']})",
     )
     task = parser.add_mutually_exclusive_group()
     task.add_argument("--image", type=Path, nargs="+", metavar="FILE", help="pictures to classify; needs no data set")
@@ -81,7 +77,7 @@ def parse_arguments(argv):
         action="store_true",
         help="measure the accuracy on shifted and on rotated test images instead; writes robustness.csv and .png anew",
     )
-    add_common_arguments(parser)
+    command.add_common_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -131,10 +127,10 @@ def evaluate_checkpoint(path, data_dir, device):
         print(f"\n{name}\n{format_metrics(metrics[name])}", flush=True)
     # The test split is the last one.
     probabilities, labels = log_probabilities.exp().numpy(), labels.numpy()
-    write_arrays(folder / plots.PREDICTIONS, labels=labels, probabilities=probabilities)
+    runs.write_arrays(folder / runs.PREDICTIONS, labels=labels, probabilities=probabilities)
     mistakes = worst_mistakes(probabilities, labels)
-    write_arrays(
-        folder / plots.MISTAKES,
+    runs.write_arrays(
+        folder / runs.MISTAKES,
         index=mistakes,
         images=split.images[mistakes].numpy(),
         labels=labels[mistakes],
@@ -143,8 +139,8 @@ def evaluate_checkpoint(path, data_dir, device):
     )
     convolutions = [layer for layer in model.layers if isinstance(layer, torch.nn.Conv2d)]
     if convolutions:
-        write_arrays(folder / plots.FILTERS, weights=convolutions[0].weight.detach().cpu().numpy())
-    models.write_atomically(folder / plots.METRICS, (json.dumps(metrics, indent=1) + "\n").encode())
+        runs.write_arrays(folder / runs.FILTERS, weights=convolutions[0].weight.detach().cpu().numpy())
+    runs.write_atomically(folder / runs.METRICS, (json.dumps(metrics, indent=1) + "\n").encode())
     plots.draw_run(folder)
     print(f"\nTables and pictures are in {folder}")
     return metrics
@@ -158,17 +154,10 @@ def worst_mistakes(probabilities, labels):
     return order[confidences[order] >= 0]
 
 
-def write_arrays(path, **arrays):
-    """NumPy arrays by name as a compressed .npz file, the same bytes for the same arrays."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    models.write_atomically(path, buffer.getvalue())
-
-
 def results_folder(checkpoint_path):
     """best.pt is what its run folder is about; the results of any other file go to a folder of its own beside it."""
     path = Path(checkpoint_path)
-    return path.parent if path.name == plots.BEST else path.with_name(f"{path.stem}_results")
+    return path.parent if path.name == runs.BEST else path.with_name(f"{path.stem}_results")
 
 
 def split_metrics(log_probabilities, labels, classes):
@@ -265,9 +254,9 @@ def compare(folders):
     exact test on the same test images.
     """
     folders = [Path(folder).resolve() for folder in folders]
-    runs = []
+    results = []
     for folder, name in zip(folders, run_names(folders)):
-        metrics = json.loads((folder / plots.METRICS).read_text())
+        metrics = json.loads((folder / runs.METRICS).read_text())
         test = metrics["test"]
         row = {
             "model": name,
@@ -282,32 +271,32 @@ def compare(folders):
             "interval_high": test["accuracy_interval"][1],
             **{f"test_{name}": test["macro"][name] for name in ("precision", "recall", "f1")},
         }
-        runs.append((row, right_predictions(folder)))
-    runs.sort(key=lambda run: run[0]["test_accuracy"])
-    rows = [row for row, _ in runs]
+        results.append((row, right_predictions(folder)))
+    results.sort(key=lambda result: result[0]["test_accuracy"])
+    rows = [row for row, _ in results]
     summary = table_rows(rows)
     columns = ("compared_with", "only_this_right", "only_that_right", "mcnemar_p")
     rows[0] |= dict.fromkeys(columns)
-    for (that, that_right), (this, this_right) in itertools.pairwise(runs):
+    for (that, that_right), (this, this_right) in itertools.pairwise(results):
         this |= dict(zip(columns, (that["model"], *mcnemar(this_right, that_right))))
     tables = [summary, table_rows([{name: row[name] for name in ("model", *columns)} for row in rows[1:]])]
     out_dir = folders[0].parent
-    models.write_atomically(out_dir / plots.COMPARISON, csv_bytes(rows))
-    models.write_atomically((out_dir / plots.COMPARISON).with_suffix(".md"), "\n".join(map(markdown, tables)).encode())
+    runs.write_atomically(out_dir / runs.COMPARISON, runs.csv_bytes(rows))
+    runs.write_atomically((out_dir / runs.COMPARISON).with_suffix(".md"), "\n".join(map(markdown, tables)).encode())
     plots.draw_comparison(out_dir)
     print("", *map(format_table, tables), f"The comparison is in {out_dir}", sep="\n\n")
 
 
 def seconds_per_epoch(folder, metrics):
     """The median over the run's epochs, which an interruption doesn't change; the mean where there is no history."""
-    if (folder / plots.HISTORY).exists():
-        return float(np.median(plots.read_history(folder)["seconds"]))
+    if (folder / runs.HISTORY).exists():
+        return float(np.median(runs.read_history(folder)["seconds"]))
     return metrics["seconds"] / metrics["best_epoch"]
 
 
 def right_predictions(folder):
     """Where a run's saved test predictions are right, bool [N]."""
-    with np.load(folder / plots.PREDICTIONS) as saved:
+    with np.load(folder / runs.PREDICTIONS) as saved:
         return saved["probabilities"].argmax(axis=1) == saved["labels"]
 
 
@@ -348,7 +337,7 @@ def measure_robustness(checkpoints, data_dir, device):
             turned = (data.rotated(split.images, angle) for angle in (degrees, -degrees))
             accuracy = mean_accuracy(model, split, turned) if degrees else unchanged
             rows.append({"model": name, "transformation": "rotation", "amount": degrees, "test_accuracy": accuracy})
-        models.write_atomically(out_dir / plots.ROBUSTNESS, csv_bytes(rows))
+        runs.write_atomically(out_dir / runs.ROBUSTNESS, runs.csv_bytes(rows))
         plots.draw_robustness(out_dir)
         print(f"{name}: done", flush=True)
     for transformation, amounts in (("shift", SHIFTS), ("rotation", ROTATIONS)):
@@ -391,15 +380,6 @@ def format_cell(column, value):
     return value if isinstance(value, str) else f"{value:,}"
 
 
-def csv_bytes(rows):
-    """A list of dicts with the same keys as CSV; floats in full, so that nothing is lost."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
-
-
 def predict_pictures(checkpoints, pictures, device, top=5):
     """Print the likeliest classes of each picture. A picture that can't be read gets one line on stderr; True where
     there was none."""
@@ -408,7 +388,7 @@ def predict_pictures(checkpoints, pictures, device, top=5):
         try:
             images[picture] = data.read_picture(picture).to(device)
         except data.DataError as error:
-            print_error(error)
+            command.print_error(error)
     for path in checkpoints:
         model, checkpoint = models.load_model(path)
         model.to(device)
@@ -421,82 +401,5 @@ def predict_pictures(checkpoints, pictures, device, top=5):
     return len(images) == len(pictures)
 
 
-# How both commands behave: their options, one line for a mistake, exit codes.
-
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaint is one line, without the usage in front of it."""
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {message} (--help shows the options)\n")
-
-
-def add_common_arguments(group):
-    group.add_argument(
-        "--data-dir",
-        type=Path,
-        default=DEFAULT_DATA_DIR,
-        help="folder of CIFAR-10, extracted or as archive; fetched into it where there is none (default: %(default)s)",
-    )
-    group.add_argument(
-        "--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, mps, ... (default: %(default)s)"
-    )
-
-
-def choose_device(name):
-    """A torch.device that can be used here, set to compute the same each time; raises UsageError for one that can't.
-
-    A CPU computes the same by itself, with the same number of threads.
-    """
-    if torch.cuda.is_available():
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS wants it for that
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.allow_tf32 = False  # fp32 is to mean fp32
-    if name == "auto":
-        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device).item()
-    except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UsageError(f"--device {name} can't be used here: {reason}") from error
-    return device
-
-
-class UsageError(Exception):
-    """Options that can't be used, or not together; the message says what to do."""
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which is to end a program as tidily as Ctrl-C does."""
-
-
-def raise_terminated(signal_number, frame):
-    raise Terminated
-
-
-def print_error(error):
-    print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-
-
-def run_command(main):
-    """Call main() and return the exit code: 2 for a mistake of the user's, in one line; 130 and 143 for signals."""
-    signal.signal(signal.SIGTERM, raise_terminated)
-    try:
-        return main()
-    except (UsageError, data.DataError, models.CheckpointError, plots.PlotError) as error:
-        print_error(error)
-    except OSError as error:
-        print_error(f"{error.filename}: {error.strerror}" if error.filename else error)
-    except RuntimeError as error:
-        # Without a class of its own on CPUs and Apple's GPUs.
-        if not any(phrase in str(error) for phrase in ("out of memory", "can't allocate memory")):
-            raise
-        print_error("out of memory: a smaller --batch-size, or a smaller model, needs less")
-    except KeyboardInterrupt as interrupt:
-        return 143 if isinstance(interrupt, Terminated) else 130
-    return 2
-
-
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(command.run_command(main))

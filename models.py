@@ -5,34 +5,10 @@ predict. `model(images)` gives softmax probabilities; `model.logits(images)` giv
 and that is what `torch.nn.functional.cross_entropy` wants, because it applies (log-)softmax itself.
 """
 
-import hashlib
-import io
-import os
-from pathlib import Path
-
 import torch
 from torch import nn
 
-FORMAT_VERSION = 1
-
-# What a checkpoint holds, and of which type. last.pt has the second group too: what resuming needs on top.
-CHECKPOINT_FIELDS = {
-    "format_version": int,
-    "model": str,
-    "dataset": str,
-    "classes": list,
-    "epoch": int,
-    "settings": dict,
-    "split_seed": int,
-    "environment": dict,
-    "seconds": float,
-    "weights": dict,
-}
-RESUME_FIELDS = {"optimizer": dict, "history": list}
-
-
-class CheckpointError(Exception):
-    """A file that can't be used as a checkpoint; the message says why in one line."""
+import runs
 
 
 class Network(nn.Module):
@@ -160,78 +136,17 @@ def multiply_adds(model):
     return total
 
 
-def write_atomically(path, content):
-    """Write bytes so that `path` holds either its former content or all of the new one, whenever the program dies.
-
-    Raises OSError (full disk, no permission); the former content then stays, and no temporary file is left.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and not error.filename:
-            error.filename = str(path)  # what failed at writing doesn't know its name
-        raise
-
-
-def save_checkpoint(path, checkpoint):
-    """Write a dict of plain tensors, numbers, strings, lists and dicts; see CHECKPOINT_FIELDS.
-
-    The file is torch.save's zip archive with the SHA-256 of all that precedes it as the archive's comment: torch.load
-    reads it as usual, though it checks no checksum of its own, and load_checkpoint notices any damage.
-    """
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    # A zip archive ends with the length of its comment, two bytes, here 0: make room for the 64 digits.
-    content = buffer.getvalue()[:-2] + (64).to_bytes(2, "little")
-    write_atomically(path, content + hashlib.sha256(content).hexdigest().encode())
-
-
-def load_checkpoint(path):
-    """The dict that save_checkpoint wrote, its tensors on the CPU; runs no code from the file.
-
-    Raises OSError where the file can't be read, CheckpointError where it is damaged, foreign or of another version.
-    """
-    path = Path(path)
-    content = path.read_bytes()
-    if hashlib.sha256(content[:-64]).hexdigest().encode() != content[-64:]:
-        raise CheckpointError(f"{path} is damaged, or is not a checkpoint of this project")
-    try:
-        checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises anything, also for objects that weights_only refuses
-        raise CheckpointError(f"{path} is not a checkpoint of this project") from error
-    if not isinstance(checkpoint, dict) or "format_version" not in checkpoint:
-        raise CheckpointError(f"{path} is not a checkpoint of this project")
-    version = checkpoint["format_version"]
-    if version != FORMAT_VERSION:
-        raise CheckpointError(f"{path} has checkpoint format version {version}; this program reads {FORMAT_VERSION}")
-    fields = CHECKPOINT_FIELDS | (RESUME_FIELDS if RESUME_FIELDS.keys() & checkpoint.keys() else {})
-    if wrong := sorted(map(str, fields.keys() ^ checkpoint.keys())):
-        raise CheckpointError(f"{path} has missing or unknown entries: {', '.join(wrong)}")
-    if wrong := [name for name, kind in fields.items() if not isinstance(checkpoint[name], kind)]:
-        raise CheckpointError(f"{path} has entries of the wrong type: {', '.join(wrong)}")
-    if checkpoint["model"] not in MODELS:
-        raise CheckpointError(f"{path} holds an unknown model: {checkpoint['model']}")
-    return checkpoint
-
-
 def load_weights(model, weights, path):
-    """Copy saved weights into a network; raises CheckpointError where names or shapes differ."""
+    """Copy saved weights into a network; raises runs.CheckpointError where names or shapes differ."""
     try:
         model.load_state_dict(weights)
     except (RuntimeError, AttributeError) as error:
-        raise CheckpointError(f"{path} has weights that don't fit its model") from error
+        raise runs.CheckpointError(f"{path} has weights that don't fit its model") from error
 
 
 def load_model(path):
     """The network of a checkpoint, ready to predict, and the checkpoint itself: (Network in eval mode, dict)."""
-    checkpoint = load_checkpoint(path)
+    checkpoint = runs.load_checkpoint(path)
     model = build(checkpoint["model"])
     load_weights(model, checkpoint["weights"], path)
     return model.eval(), checkpoint

@@ -6,7 +6,6 @@ Usage:
 """
 
 import argparse
-import csv
 import itertools
 import json
 import os
@@ -17,24 +16,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-# The files of a run folder.
-BEST = "best.pt"
-LAST = "last.pt"
-HISTORY = "history.csv"
-METRICS = "metrics.json"
-PREDICTIONS = "predictions_test.npz"
-LOSS_PLOT = "loss_plot.png"
-CONFUSION_MATRIX = "confusion_matrix_{}.png"
-METRIC_TABLE = "metrics_{}.png"
-CALIBRATION = "calibration.png"
-MISTAKES = "mistakes.npz"  # this and the following hold what the picture of the same name shows
-FILTERS = "filters.npz"
-# The files of the folder that holds the runs.
-EXAMPLES = "plot_dataset_example.npz"
-COMPARISON = "comparison.csv"
-ROBUSTNESS = "robustness.csv"
+import runs
 
-SPLITS = ("train", "validation", "test")
 FEW = 10  # the reliability diagram shows no accuracy of fewer images than this
 METRIC_COLUMNS = ("precision", "recall", "f1", "specificity")
 # Okabe & Ito's colours, told apart by the colour-blind; dashes and markers tell them apart in grey.
@@ -46,12 +29,6 @@ class PlotError(Exception):
     """A file that can't be drawn from; the message says which."""
 
 
-def pictures_of_a_run():
-    """The names of the pictures that draw_run draws."""
-    by_split = [name.format(split) for split in SPLITS for name in (CONFUSION_MATRIX, METRIC_TABLE)]
-    return [LOSS_PLOT, *by_split, CALIBRATION, *(Path(name).with_suffix(".png").name for name in (MISTAKES, FILTERS))]
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Redraw the pictures of all runs under a folder from its files.")
     parser.add_argument("folder", type=Path, nargs="?", default="outs/exercise_04", help="(default: %(default)s)")
@@ -59,10 +36,10 @@ def main(argv=None):
     folder = parser.parse_args(argv).folder
     drawn = []
     for name, draw in (
-        (METRICS, draw_run),
-        (EXAMPLES, draw_examples),
-        (COMPARISON, draw_comparison),
-        (ROBUSTNESS, draw_robustness),
+        (runs.METRICS, draw_run),
+        (runs.EXAMPLES, draw_examples),
+        (runs.COMPARISON, draw_comparison),
+        (runs.ROBUSTNESS, draw_robustness),
     ):
         for path in sorted(folder.rglob(name)):
             try:
@@ -81,16 +58,16 @@ def main(argv=None):
 def draw_run(folder):
     """Draw every picture of a run folder from its metrics.json and, where there are any, the files beside it."""
     folder = Path(folder)
-    metrics = json.loads((folder / METRICS).read_text())
-    if (folder / HISTORY).exists():
+    metrics = json.loads((folder / runs.METRICS).read_text())
+    if (folder / runs.HISTORY).exists():
         draw_loss(folder, metrics)
-    for split in SPLITS:
+    for split in runs.SPLITS:
         draw_confusion_matrix(folder, metrics, split)
         draw_metric_table(folder, metrics, split)
     draw_calibration(folder, metrics)
-    if (folder / MISTAKES).exists():
+    if (folder / runs.MISTAKES).exists():
         draw_mistakes(folder, metrics)
-    if (folder / FILTERS).exists():
+    if (folder / runs.FILTERS).exists():
         draw_filters(folder, metrics)
 
 
@@ -110,29 +87,13 @@ def run_title(folder, metrics):
     return metrics["model"] if run == metrics["model"] else f"{metrics['model']} ({run})"
 
 
-def read_rows(path):
-    """A CSV file as a list of dicts from column to text."""
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def read_history(folder):
-    """history.csv as a dict from column to a float array [epochs]."""
-    path = Path(folder) / HISTORY
-    rows = read_rows(path)
-    try:
-        return {column: np.array([float(row[column]) for row in rows]) for column in rows[0]}
-    except (IndexError, TypeError, ValueError) as error:
-        raise PlotError(f"{path} is damaged") from error
-
-
 def draw_loss(folder, metrics):
     """loss_plot.png: loss and accuracy by epoch, the kept epoch and the lowest validation loss marked."""
-    history = read_history(folder)
+    history = runs.read_history(folder)
     epochs = history["epoch"]
     best = metrics["best_epoch"] - 1
     if best >= len(epochs):  # what a run that was killed in between leaves
-        raise PlotError(f"{folder / HISTORY} ends before epoch {best + 1}: go on with the run by --resume")
+        raise PlotError(f"{folder / runs.HISTORY} ends before epoch {best + 1}: go on with the run by --resume")
     lowest = history["validation_loss"].argmin()
     figure = Figure(figsize=(9, 4), layout="constrained")
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy")):
@@ -170,7 +131,7 @@ def draw_loss(folder, metrics):
         fontsize="small",
         frameon=False,
     )
-    save(figure, folder / LOSS_PLOT)
+    save(figure, folder / runs.LOSS_PLOT)
 
 
 def draw_confusion_matrix(folder, metrics, split):
@@ -200,7 +161,7 @@ def draw_confusion_matrix(folder, metrics, split):
         f"accuracy {metrics[split]['accuracy']:.2%}"
     )
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class", format=PercentFormatter(1, decimals=0))
-    save(figure, folder / CONFUSION_MATRIX.format(split))
+    save(figure, folder / runs.CONFUSION_MATRIX.format(split))
 
 
 def metric_rows(metrics):
@@ -237,7 +198,7 @@ def draw_metric_table(folder, metrics, split):
         f"balanced accuracy {values['balanced_accuracy']:.2%}, loss {values['loss']:.4f}",
         fontsize=9,
     )
-    save(figure, folder / METRIC_TABLE.format(split))
+    save(figure, folder / runs.METRIC_TABLE.format(split))
 
 
 def draw_calibration(folder, metrics):
@@ -281,12 +242,12 @@ def draw_calibration(folder, metrics):
     for axis in (upper.xaxis, upper.yaxis, lower.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
     figure.legend(loc="outside lower center", fontsize="small", frameon=False)
-    save(figure, folder / CALIBRATION)
+    save(figure, folder / runs.CALIBRATION)
 
 
 def draw_mistakes(folder, metrics):
     """mistakes.png: the test images that were given a wrong class with the highest probability."""
-    with np.load(folder / MISTAKES) as saved:
+    with np.load(folder / runs.MISTAKES) as saved:
         images, labels, probabilities, classes = (
             saved[name] for name in ("images", "labels", "probabilities", "classes")
         )
@@ -302,12 +263,12 @@ def draw_mistakes(folder, metrics):
         f"{run_title(folder, metrics)}, test split: the {len(images)} mistakes made with the highest probability\n"
         "predicted class and its probability, below it the true class"
     )
-    save(figure, (folder / MISTAKES).with_suffix(".png"))
+    save(figure, (folder / runs.MISTAKES).with_suffix(".png"))
 
 
 def draw_filters(folder, metrics):
     """filters.png: the kernels of the first convolution as colour pictures, on one scale with grey for 0."""
-    with np.load(folder / FILTERS) as saved:
+    with np.load(folder / runs.FILTERS) as saved:
         weights = saved["weights"]
     largest = np.abs(weights).max()
     tiles = (0.5 + weights / (2 * largest)).repeat(16, axis=2).repeat(16, axis=3)
@@ -321,7 +282,7 @@ def draw_filters(folder, metrics):
         f"red, green and blue weights from -{largest:.2f} (dark) through 0 (grey) to {largest:.2f} (bright)",
         fontsize=9,
     )
-    save(figure, (folder / FILTERS).with_suffix(".png"))
+    save(figure, (folder / runs.FILTERS).with_suffix(".png"))
 
 
 def mosaic(tiles):
@@ -335,7 +296,7 @@ def mosaic(tiles):
 
 def draw_examples(out_dir):
     """plot_dataset_example.png: a row of training images for every class."""
-    with np.load(Path(out_dir) / EXAMPLES) as saved:
+    with np.load(Path(out_dir) / runs.EXAMPLES) as saved:
         images, classes = saved["images"], saved["classes"]
     picture = mosaic(images)
     side = len(picture) / len(classes)
@@ -347,12 +308,12 @@ def draw_examples(out_dir):
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_title(f"The {len(classes)} classes, {images.shape[1]} training images each")
-    save(figure, (Path(out_dir) / EXAMPLES).with_suffix(".png"))
+    save(figure, (Path(out_dir) / runs.EXAMPLES).with_suffix(".png"))
 
 
 def draw_comparison(out_dir):
     """comparison.png: the accuracy of each model on the three splits, the test accuracy with its interval."""
-    rows = read_rows(Path(out_dir) / COMPARISON)
+    rows = runs.read_rows(Path(out_dir) / runs.COMPARISON)
     names = ("test_accuracy", "train_accuracy", "validation_accuracy", "interval_low", "interval_high")
     column = {name: np.array([float(row[name]) for row in rows]) for name in names}
     positions = np.arange(len(rows))
@@ -390,12 +351,12 @@ def draw_comparison(out_dir):
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside upper center", ncols=3, fontsize="small", frameon=False)
-    save(figure, (Path(out_dir) / COMPARISON).with_suffix(".png"))
+    save(figure, (Path(out_dir) / runs.COMPARISON).with_suffix(".png"))
 
 
 def draw_robustness(out_dir):
     """robustness.png: test accuracy of each model by shift and by angle."""
-    rows = read_rows(Path(out_dir) / ROBUSTNESS)
+    rows = runs.read_rows(Path(out_dir) / runs.ROBUSTNESS)
     curves = {}
     for row in rows:
         curve = curves.setdefault((row["transformation"], row["model"]), ([], []))
@@ -414,7 +375,7 @@ def draw_robustness(out_dir):
     panels[1].set_xticks(range(0, 91, 10))
     figure.suptitle("Test accuracy when the images are moved or turned")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(models), frameon=False)
-    save(figure, (Path(out_dir) / ROBUSTNESS).with_suffix(".png"))
+    save(figure, (Path(out_dir) / runs.ROBUSTNESS).with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -7,14 +7,10 @@ Usage:
     python train.py --model cnn2 --resume                   go on where a stopped run was
 """
 
-import argparse
-import contextlib
 import math
-import os
 import platform
 import shlex
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -22,15 +18,12 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+import command
 import data
 import evaluate
 import models
 import plots
-
-try:
-    import fcntl
-except ImportError:  # Windows: no lock against a second run there
-    fcntl = None
+import runs
 
 # The exercise's recipe; options of the same names change it, and a run folder's checkpoints remember it.
 RECIPE = {
@@ -55,12 +48,12 @@ class NotFinite(Exception):
 
 def main(argv=None):
     arguments = parse_arguments(argv)
-    device = evaluate.choose_device(arguments.device)
-    out_dir = arguments.out_dir or evaluate.DEFAULT_OUT_DIR[arguments.dataset]
+    device = command.choose_device(arguments.device)
+    out_dir = arguments.out_dir or runs.DEFAULT_OUT_DIR[arguments.dataset]
     folder = out_dir / (arguments.run_name or arguments.model)
-    if arguments.resume and not (folder / plots.LAST).exists():
-        raise evaluate.UsageError(f"nothing to resume: there is no {folder / plots.LAST}")
-    with claim_folder(folder):
+    if arguments.resume and not (folder / runs.LAST).exists():
+        raise command.UsageError(f"nothing to resume: there is no {folder / runs.LAST}")
+    with runs.claim_folder(folder):
         saved = saved_run(folder, arguments)
         settings = settings_of(arguments, saved)
         history = saved["history"] if saved else []
@@ -68,15 +61,15 @@ def main(argv=None):
             if has_ended(history, settings):
                 print("All epochs are trained: writing the tables and pictures again.")
                 # Its settings may be new ones, which end it sooner.
-                models.save_checkpoint(folder / plots.LAST, saved | {"settings": settings})
+                runs.save_checkpoint(folder / runs.LAST, saved | {"settings": settings})
             else:
                 train(arguments, folder, settings, saved, history, device)
-            evaluate.evaluate_checkpoint(folder / plots.BEST, arguments.data_dir, device)
+            evaluate.evaluate_checkpoint(folder / runs.BEST, arguments.data_dir, device)
         except NotFinite as error:
-            evaluate.print_error(f"{error}; what was saved before is kept. Start again with a lower --learning-rate")
+            command.print_error(f"{error}; what was saved before is kept. Start again with a lower --learning-rate")
             return 1
         except KeyboardInterrupt:
-            resumable = history and (folder / plots.LAST).exists()
+            resumable = history and (folder / runs.LAST).exists()
             hint = resume_command() if resumable else "No epoch is complete yet: start again with the same command."
             print(f"\nStopped. {hint}", file=sys.stderr)
             raise
@@ -89,7 +82,7 @@ def parse_arguments(argv):
         default = "off" if RECIPE[name] is None or RECIPE[name] is False else RECIPE[name]
         group.add_argument(f"--{name.replace('_', '-')}", default=None, help=f"{help} (default: {default})", **how)
 
-    parser = evaluate.Parser(description="Train a network and evaluate its best epoch.", allow_abbrev=False)
+    parser = command.Parser(description="Train a network and evaluate its best epoch.", allow_abbrev=False)
     what = parser.add_argument_group("what to train")
     what.add_argument("--model", required=True, choices=models.MODELS, help="the network")
     what.add_argument(
@@ -97,31 +90,33 @@ def parse_arguments(argv):
     )
 
     recipe = parser.add_argument_group("recipe", "the defaults are the exercise's")
-    setting(recipe, "epochs", "passes over the training split", type=number(int, 1, 10**6))
-    setting(recipe, "learning_rate", "AdamW's step size", type=number(float, 1e-12, 1e12))
-    setting(recipe, "batch_size", "images per step", type=number(int, 1, 10**4))
-    setting(recipe, "weight_decay", "AdamW's decoupled weight decay", type=number(float, 0, 1e12))
-    setting(recipe, "target_loss", "stop once the validation loss is as low", type=number(float, 0, 1e12))
+    setting(recipe, "epochs", "passes over the training split", type=command.number(int, 1, 10**6))
+    setting(recipe, "learning_rate", "AdamW's step size", type=command.number(float, 1e-12, 1e12))
+    setting(recipe, "batch_size", "images per step", type=command.number(int, 1, 10**4))
+    setting(recipe, "weight_decay", "AdamW's decoupled weight decay", type=command.number(float, 0, 1e12))
+    setting(recipe, "target_loss", "stop once the validation loss is as low", type=command.number(float, 0, 1e12))
     setting(recipe, "augment", "flip and shift training images at random", action="store_true")
-    setting(recipe, "cutout", "side of a square hidden in each training image, in pixels", type=number(int, 0, 32))
-    setting(recipe, "label_smoothing", "share of the target spread over all classes", type=number(float, 0, 1))
+    setting(
+        recipe, "cutout", "side of a square hidden in each training image, in pixels", type=command.number(int, 0, 32)
+    )
+    setting(recipe, "label_smoothing", "share of the target spread over all classes", type=command.number(float, 0, 1))
     setting(
         recipe,
         "schedule",
         "of the learning rate; cosine: a short warm-up, then down to 0",
         choices=["constant", "cosine"],
     )
-    setting(recipe, "seed", "of weights, batch order, dropout and augmentation", type=number(int, 0, 2**63 - 1))
+    setting(recipe, "seed", "of weights, batch order, dropout and augmentation", type=command.number(int, 0, 2**63 - 1))
 
     run = parser.add_argument_group("run folder")
     run.add_argument("--out-dir", type=Path, help="(default: outs/exercise_04, for digits outs/digits)")
-    run.add_argument("--run-name", type=plain_name, help="folder inside it (default: the model's name)")
+    run.add_argument("--run-name", type=command.plain_name, help="folder inside it (default: the model's name)")
     again = run.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on with the run in the folder, with its settings")
     again.add_argument("--overwrite", action="store_true", help="replace an unfinished run in the folder")
 
     machine = parser.add_argument_group("data and machine")
-    evaluate.add_common_arguments(machine)
+    command.add_common_arguments(machine)
     machine.add_argument(
         "--precision",
         choices=["auto", "fp32", "bf16"],
@@ -130,28 +125,6 @@ def parse_arguments(argv):
     )
     machine.add_argument("--compile", action="store_true", help="use torch.compile; slower on a CPU (default: off)")
     return parser.parse_args(argv)
-
-
-def number(kind, low, high):
-    """A type for argparse: an int or float within bounds; nan is in none."""
-
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high:
-            noun = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text!r} is not {noun} from {low} to {high:g}")
-        return value
-
-    return parse
-
-
-def plain_name(text):
-    if text in ("", "..") or text != Path(text).name:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a plain folder name; --out-dir says where it goes")
-    return text
 
 
 def choose_precision(name, device):
@@ -167,54 +140,29 @@ def choose_precision(name, device):
     return "bf16" if native else "fp32"
 
 
-@contextlib.contextmanager
-def claim_folder(folder):
-    """Make the run folder and hold it against a second run; raises UsageError before any work is done."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass  # so it can be written to
-    except OSError as error:
-        raise evaluate.UsageError(f"the run folder {folder} can't be written: {error.strerror}") from error
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system ends it with the process, however that ends
-        except BlockingIOError:
-            raise evaluate.UsageError(f"another run is writing to {folder}: choose another --run-name") from None
-        for leftover in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
-            leftover.unlink()
-        yield
-    finally:
-        os.close(handle)
-
-
 def saved_run(folder, arguments):
     """The checkpoint to go on from, None for a new run; raises UsageError or CheckpointError where neither can be."""
-    last = folder / plots.LAST
+    last = folder / runs.LAST
     if not arguments.resume:
         if last.exists() and not arguments.overwrite and not is_finished(folder):
-            raise evaluate.UsageError(f"{folder} holds an unfinished run: use --resume, or --overwrite to replace it")
+            raise command.UsageError(f"{folder} holds an unfinished run: use --resume, or --overwrite to replace it")
         return None
-    saved = models.load_checkpoint(last)
-    best = models.load_checkpoint(folder / plots.BEST)  # without it, the run could not be evaluated at its end
-    if not models.RESUME_FIELDS.keys() <= saved.keys():
-        raise models.CheckpointError(f"{last} can't be resumed from: it holds no optimiser state")
+    saved = runs.load_checkpoint(last)
+    best = runs.load_checkpoint(folder / runs.BEST)  # without it, the run could not be evaluated at its end
+    if not runs.RESUME_FIELDS.keys() <= saved.keys():
+        raise runs.CheckpointError(f"{last} can't be resumed from: it holds no optimiser state")
     for name in ("model", "dataset"):
         if saved[name] != getattr(arguments, name):
-            raise evaluate.UsageError(f"{last} is of --{name} {saved[name]}, not {getattr(arguments, name)}")
+            raise command.UsageError(f"{last} is of --{name} {saved[name]}, not {getattr(arguments, name)}")
     # What decides when the run ends may change, unless the learning rate depends on it; what an epoch does may not.
     may_change = {"target_loss"} if saved["settings"]["schedule"] == "cosine" else {"target_loss", "epochs"}
     for name in RECIPE:
         before, now = saved["settings"].get(name, RECIPE[name]), getattr(arguments, name)
         if now not in (None, before) and name not in may_change:
-            raise evaluate.UsageError(f"{last} is of a run with {name} {before}, not {now}: leave that option out")
+            raise command.UsageError(f"{last} is of a run with {name} {before}, not {now}: leave that option out")
     trained = max(saved["epoch"], best["epoch"])  # a kill can leave best.pt one epoch ahead
     if arguments.epochs is not None and arguments.epochs < trained:
-        raise evaluate.UsageError(f"{folder} has been trained for {trained} epochs: --epochs can't be less")
+        raise command.UsageError(f"{folder} has been trained for {trained} epochs: --epochs can't be less")
     return saved
 
 
@@ -227,10 +175,10 @@ def settings_of(arguments, saved):
 def is_finished(folder):
     """Whether the run that wrote last.pt came to its end, metrics included."""
     try:
-        saved = models.load_checkpoint(folder / plots.LAST)
-    except models.CheckpointError:
+        saved = runs.load_checkpoint(folder / runs.LAST)
+    except runs.CheckpointError:
         return False
-    return has_ended(saved.get("history"), saved["settings"]) and (folder / plots.METRICS).exists()
+    return has_ended(saved.get("history"), saved["settings"]) and (folder / runs.METRICS).exists()
 
 
 def has_ended(history, settings):
@@ -265,7 +213,7 @@ def train(arguments, folder, settings, saved, history, device):
     model = models.build(arguments.model, *normalisation).to(device)
     optimizer = make_optimizer(model, settings)
     if saved:
-        models.load_weights(model, saved["weights"], folder / plots.LAST)
+        models.load_weights(model, saved["weights"], folder / runs.LAST)
         optimizer.load_state_dict(saved["optimizer"])
     forward = torch.compile(model.logits) if arguments.compile else model.logits
     autocast = make_autocast(device, precision)
@@ -307,7 +255,7 @@ def train(arguments, folder, settings, saved, history, device):
         }
         history.append(row)
         checkpoint = {
-            "format_version": models.FORMAT_VERSION,
+            "format_version": runs.FORMAT_VERSION,
             "model": arguments.model,
             "dataset": arguments.dataset,
             "classes": data.CLASSES[arguments.dataset],
@@ -404,25 +352,19 @@ def best_epoch(history):
 def save_epoch(folder, checkpoint, optimizer, history):
     """Bring a run folder up to date, in an order that leaves it resumable whenever the program dies."""
     if len(history) == 1:
-        remove_former_run(folder)
-    (folder / plots.METRICS).unlink(missing_ok=True)  # from here on the run in the folder isn't finished
+        runs.remove_former_run(folder)
+    (folder / runs.METRICS).unlink(missing_ok=True)  # from here on the run in the folder isn't finished
     # last.pt last: what it doesn't know of yet is done again, and what it knows of is there.
     if best_epoch(history) == checkpoint["epoch"]:
-        models.save_checkpoint(folder / plots.BEST, checkpoint)
-    models.write_atomically(folder / plots.HISTORY, evaluate.csv_bytes(history))
-    models.save_checkpoint(folder / plots.LAST, checkpoint | {"optimizer": optimizer.state_dict(), "history": history})
-
-
-def remove_former_run(folder):
-    """Remove what belongs to the run that this one replaces, but for the files that are about to be replaced."""
-    for name in (*plots.pictures_of_a_run(), plots.PREDICTIONS, plots.MISTAKES, plots.FILTERS, plots.LAST):
-        (folder / name).unlink(missing_ok=True)
+        runs.save_checkpoint(folder / runs.BEST, checkpoint)
+    runs.write_atomically(folder / runs.HISTORY, runs.csv_bytes(history))
+    runs.save_checkpoint(folder / runs.LAST, checkpoint | {"optimizer": optimizer.state_dict(), "history": history})
 
 
 def write_examples(out_dir, split, classes):
     """Save and draw the first training images of every class, for the folder that holds the runs of a data set."""
     images = data.examples(split, per_class=10).numpy()
-    evaluate.write_arrays(out_dir / plots.EXAMPLES, images=images, classes=classes)
+    runs.write_arrays(out_dir / runs.EXAMPLES, images=images, classes=classes)
     plots.draw_examples(out_dir)
 
 
@@ -445,4 +387,4 @@ def describe(device):
 
 
 if __name__ == "__main__":
-    sys.exit(evaluate.run_command(main))
+    sys.exit(command.run_command(main))

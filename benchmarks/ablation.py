@@ -15,8 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import evaluate  # noqa: E402
-import plots  # noqa: E402
+import command  # noqa: E402
+import runs  # noqa: E402
 import train  # noqa: E402
 
 EPOCHS = 20
@@ -31,13 +31,13 @@ ROWS = {  # and the options that each adds to those of the rows before
 
 
 def main():
-    parser = evaluate.Parser(description="Train the rows of the ablation table.")
+    parser = command.Parser(description="Train the rows of the ablation table.")
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"(default: all of {' '.join(ROWS)})")
-    parser.add_argument("--data-dir", type=Path, default=evaluate.DEFAULT_DATA_DIR)
+    parser.add_argument("--data-dir", type=Path, default=command.DEFAULT_DATA_DIR)
     parser.add_argument("--folder", type=Path, default=ROOT / "outs" / "ablation")
     arguments = parser.parse_args()
     if unknown := set(arguments.rows) - ROWS.keys():
-        raise evaluate.UsageError(f"no such row: {', '.join(unknown)}")
+        raise command.UsageError(f"no such row: {', '.join(unknown)}")
     for row in arguments.rows or ROWS:
         train_row(row, arguments.folder, arguments.data_dir)
 
@@ -49,16 +49,16 @@ def train_row(row, folder, data_dir):
         options += added.split()
         if name == row:
             break
-    if (folder / row / plots.LAST).exists():
+    if (folder / row / runs.LAST).exists():
         options.append("--resume")
     arguments = train.parse_arguments(options)
-    with train.claim_folder(folder / row):
+    with runs.claim_folder(folder / row):
         saved = train.saved_run(folder / row, arguments)
         settings = train.settings_of(arguments, saved)
         history = saved["history"] if saved else []
-        train.train(arguments, folder / row, settings, saved, history, evaluate.choose_device("auto"))
+        train.train(arguments, folder / row, settings, saved, history, command.choose_device("auto"))
     print(f"{row}: validation accuracy {max(line['validation_accuracy'] for line in history):.2%}")
 
 
 if __name__ == "__main__":
-    sys.exit(evaluate.run_command(main))
+    sys.exit(command.run_command(main))

@@ -20,24 +20,26 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import command  # noqa: E402
 import data  # noqa: E402
 import evaluate  # noqa: E402
 import models  # noqa: E402
 import plots  # noqa: E402
+import runs  # noqa: E402
 import train  # noqa: E402
 
 
 def main():
-    parser = evaluate.Parser(description="Train cnn2 with softmax applied twice.")
-    parser.add_argument("--data-dir", type=Path, default=evaluate.DEFAULT_DATA_DIR)
+    parser = command.Parser(description="Train cnn2 with softmax applied twice.")
+    parser.add_argument("--data-dir", type=Path, default=command.DEFAULT_DATA_DIR)
     parser.add_argument("--dataset", choices=data.CLASSES, default="cifar10")
-    parser.add_argument("--epochs", type=train.number(int, 1, 10**6), default=train.RECIPE["epochs"])
+    parser.add_argument("--epochs", type=command.number(int, 1, 10**6), default=train.RECIPE["epochs"])
     parser.add_argument("--folder", type=Path, default=ROOT / "outs" / "softmax_twice")
     arguments = parser.parse_args()
 
     arguments.folder.mkdir(parents=True, exist_ok=True)
     settings = train.RECIPE | {"epochs": arguments.epochs}
-    device = evaluate.choose_device("auto")
+    device = command.choose_device("auto")
     precision = train.choose_precision("auto", device)
     splits = data.load_splits(arguments.dataset, arguments.data_dir)
     normalisation = data.channel_statistics(splits["train"].images)
@@ -83,12 +85,12 @@ def main():
         log_probabilities, labels = evaluate.infer(model, split)
         metrics[name] = evaluate.split_metrics(log_probabilities, labels, data.CLASSES[arguments.dataset])
     probabilities = log_probabilities.exp().numpy()
-    evaluate.write_arrays(arguments.folder / plots.PREDICTIONS, labels=labels.numpy(), probabilities=probabilities)
-    models.write_atomically(arguments.folder / plots.HISTORY, evaluate.csv_bytes(history))
-    models.write_atomically(arguments.folder / plots.METRICS, (json.dumps(metrics, indent=1) + "\n").encode())
+    runs.write_arrays(arguments.folder / runs.PREDICTIONS, labels=labels.numpy(), probabilities=probabilities)
+    runs.write_atomically(arguments.folder / runs.HISTORY, runs.csv_bytes(history))
+    runs.write_atomically(arguments.folder / runs.METRICS, (json.dumps(metrics, indent=1) + "\n").encode())
     plots.draw_loss(arguments.folder, metrics)
     print(evaluate.format_metrics(metrics["test"]))
 
 
 if __name__ == "__main__":
-    sys.exit(evaluate.run_command(main))
+    sys.exit(command.run_command(main))

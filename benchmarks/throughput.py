@@ -46,6 +46,7 @@ from torchvision.datasets import CIFAR10
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import command  # noqa: E402
 import data  # noqa: E402
 import evaluate  # noqa: E402
 import models  # noqa: E402
@@ -54,13 +55,13 @@ import train  # noqa: E402
 
 def main():
     parser = argparse.ArgumentParser(description="Measure the speed of the training.")
-    parser.add_argument("--data-dir", type=Path, default=evaluate.DEFAULT_DATA_DIR)
+    parser.add_argument("--data-dir", type=Path, default=command.DEFAULT_DATA_DIR)
     parser.add_argument("--models", nargs="+", choices=models.MODELS, default=list(models.MODELS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "throughput.json")
     arguments = parser.parse_args()
 
-    device = evaluate.choose_device("auto")
+    device = command.choose_device("auto")
     precision = train.choose_precision("auto", device)
     machine = {
         "device": train.describe(device),

@@ -11,9 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import command  # noqa: E402
 import data  # noqa: E402
-import evaluate  # noqa: E402
-
 
 # A background job of a script ignores Ctrl-C, and so would every command that a test starts and then interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -40,7 +39,7 @@ def call(capsys, monkeypatch, tmp_path):
         monkeypatch.setattr(sys, "argv", [f"{main.__module__}.py", *map(str, arguments)])
         capsys.readouterr()
         try:
-            code = evaluate.run_command(lambda: main(list(map(str, arguments))))
+            code = command.run_command(lambda: main(list(map(str, arguments))))
         except SystemExit as exit:  # argparse's way
             code = exit.code
         return code, *capsys.readouterr()

@@ -19,7 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import models
+import command
+import runs
 import train
 
 OPTIONS = ["--model", "cnn1", "--dataset", "digits", "--epochs", "6", "--batch-size", "300", "--augment"]
@@ -57,7 +58,7 @@ def run(folder, *options, fatal=None):
         output = io.StringIO()
         code = 99
         with contextlib.suppress(SystemExit), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-            code = train.evaluate.run_command(lambda: train.main([*OPTIONS, "--out-dir", str(folder), *options]))
+            code = command.run_command(lambda: train.main([*OPTIONS, "--out-dir", str(folder), *options]))
         if code:
             sys.__stderr__.write(output.getvalue())
         os.write(writer, str(moments.count).encode())
@@ -70,7 +71,7 @@ def run(folder, *options, fatal=None):
 
 def evidence(folder):
     """What must be equal: all weights, the optimiser's state, the history and the metrics without seconds."""
-    best, last = (models.load_checkpoint(folder / "cnn1" / name) for name in ("best.pt", "last.pt"))
+    best, last = (runs.load_checkpoint(folder / "cnn1" / name) for name in ("best.pt", "last.pt"))
     state = [tensor for part in last["optimizer"]["state"].values() for tensor in part.values()]
     tensors = [*best["weights"].values(), *last["weights"].values(), *state]
     rows = (folder / "cnn1" / "history.csv").read_text().splitlines()
@@ -93,7 +94,7 @@ def main():
             _, code = run(folder, fatal=fatal)
             assert code == -signal.SIGKILL, f"moment {fatal}: exit code {code}"
             saved = [folder / "cnn1" / name for name in ("best.pt", "last.pt")]
-            loaded = [models.load_checkpoint(path)["epoch"] for path in saved if path.exists()]
+            loaded = [runs.load_checkpoint(path)["epoch"] for path in saved if path.exists()]
             resumable = saved[1].exists()
             epochs.append(loaded[-1] if resumable else 0)
             _, code = run(folder, *(["--resume"] if resumable else []))

@@ -19,9 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import ablation  # noqa: E402
+
 import evaluate  # noqa: E402
 import models  # noqa: E402
 import plots  # noqa: E402
+import runs  # noqa: E402
 
 README = ROOT / "README.md"
 RESULTS = ROOT / "outs" / "exercise_04"
@@ -44,7 +46,7 @@ def with_tables(text):
 
 
 def metrics_of(name):
-    return json.loads((RESULTS / name / plots.METRICS).read_text())
+    return json.loads((RESULTS / name / runs.METRICS).read_text())
 
 
 def code(name):
@@ -61,7 +63,7 @@ def interval(metrics):
 
 
 def split():
-    samples = {name: metrics_of("cnn2")[name]["samples"] for name in plots.SPLITS}
+    samples = {name: metrics_of("cnn2")[name]["samples"] for name in runs.SPLITS}
     total = sum(samples.values())
     rows = [[name, f"{count:,}", share(count / total), f"{count // 10:,}"] for name, count in samples.items()]
     return [["split", "images", "share", "of each class"], *rows]
@@ -88,7 +90,7 @@ def layers(name):
 
 def comparison():
     rows = []
-    for row in plots.read_rows(RESULTS / plots.COMPARISON):
+    for row in runs.read_rows(RESULTS / runs.COMPARISON):
         cells = [code(row["model"]), *(share(float(row[f"{name}_accuracy"])) for name in ("train", "validation"))]
         cells += [f"**{float(row['test_accuracy']):.2%}**"]
         cells += [f"{100 * float(row['interval_low']):.2f}–{float(row['interval_high']):.2%}"]
@@ -98,7 +100,7 @@ def comparison():
 
 def costs():
     rows = []
-    for row in plots.read_rows(RESULTS / plots.COMPARISON):
+    for row in runs.read_rows(RESULTS / runs.COMPARISON):
         counts = (f"{int(row[name]):,}" for name in ("parameters", "multiply_adds", "best_epoch"))
         rows.append([code(row["model"]), *counts, f"{float(row['seconds_per_epoch']):.1f}"])
     return [["network", "parameters", "multiply-adds for an image", "best epoch", "seconds per epoch"], *rows]
@@ -106,7 +108,7 @@ def costs():
 
 def mcnemar():
     rows = []
-    for row in plots.read_rows(RESULTS / plots.COMPARISON)[1:]:
+    for row in runs.read_rows(RESULTS / runs.COMPARISON)[1:]:
         pair = f"{code(row['compared_with'])}, {code(row['model'])}"
         counts = [f"{int(row[name]):,}" for name in ("only_that_right", "only_this_right")]
         rows.append([pair, *counts, f"{float(row['mcnemar_p']):.0e}"])
@@ -115,7 +117,7 @@ def mcnemar():
 
 def splits_of_cnn2():
     rows, metrics = [], metrics_of("cnn2")
-    for name in plots.SPLITS:
+    for name in runs.SPLITS:
         values = metrics[name]
         cells = [name, share(values["accuracy"]), interval(values), share(values["balanced_accuracy"])]
         cells += [share(values["macro"][column]) for column in plots.METRIC_COLUMNS]
@@ -140,7 +142,7 @@ def fitting():
     header += ["last validation", "last validation loss"]
     rows = []
     for name in RUNS:
-        history, kept = plots.read_history(RESULTS / name), metrics_of(name)["best_epoch"]
+        history, kept = runs.read_history(RESULTS / name), metrics_of(name)["best_epoch"]
         losses = history["validation_loss"]
         cells = [code(name), f"{losses.min():.3f} at epoch {losses.argmin() + 1}", str(kept)]
         for epoch in (kept, len(losses)):
@@ -172,7 +174,7 @@ def calibration():
     rows = []
     for name in RUNS:
         test = metrics_of(name)["test"]
-        with np.load(RESULTS / name / plots.PREDICTIONS) as saved:
+        with np.load(RESULTS / name / runs.PREDICTIONS) as saved:
             confidence = saved["probabilities"].max(axis=1).mean(dtype=np.float64)
         rows.append([code(name), share(confidence), share(test["accuracy"]), share(test["expected_calibration_error"])])
     return [["network", "mean probability of the predicted class", "accuracy", "calibration error"], *rows]
@@ -182,7 +184,7 @@ def robustness():
     chosen = {"shift": (0, 1, 2, 4, 8), "rotation": (10, 20, 30, 60, 90)}
     accuracy = {
         (row["model"], row["transformation"], int(row["amount"])): float(row["test_accuracy"])
-        for row in plots.read_rows(RESULTS / plots.ROBUSTNESS)
+        for row in runs.read_rows(RESULTS / runs.ROBUSTNESS)
     }
     units = {"shift": "{} px", "rotation": "{}°"}
     header = ["network", *(units[kind].format(amount) for kind, amounts in chosen.items() for amount in amounts)]
@@ -205,7 +207,7 @@ def improvement():
 
 
 def row_of_a_run(title, folder, epochs=None):
-    history = plots.read_history(folder)
+    history = runs.read_history(folder)
     accuracies, seconds = history["validation_accuracy"][:epochs], np.median(history["seconds"][:epochs])
     minutes = seconds * len(accuracies) / 60
     return [title, str(len(accuracies)), share(accuracies.max()), f"{seconds:.1f}", f"{minutes:.0f}"]
@@ -214,7 +216,7 @@ def row_of_a_run(title, folder, epochs=None):
 def softmax():
     rows = []
     for title, folder in (("logits", RESULTS / "cnn2"), ("probabilities: softmax applied twice", SOFTMAX_TWICE)):
-        metrics, history = json.loads((folder / plots.METRICS).read_text()), plots.read_history(folder)
+        metrics, history = json.loads((folder / runs.METRICS).read_text()), runs.read_history(folder)
         lowest, test = history["validation_loss"].argmin() + 1, metrics["test"]
         cells = [title, str(metrics["best_epoch"]), str(lowest), share(metrics["validation"]["accuracy"])]
         rows.append([*cells, share(test["accuracy"]), interval(test), share(test["expected_calibration_error"])])

@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 import data
 import evaluate
 import models
-import plots
+import runs
 
 
 def test_metrics_agree_with_scikit_learn_on_the_saved_predictions(finished_run):
@@ -82,7 +82,7 @@ def test_mistakes_are_the_most_confident_wrong_predictions(finished_run):
 
 def test_filters_are_the_kernels_of_the_first_convolution(finished_run):
     folder, _ = finished_run("cnn2")
-    weights = models.load_checkpoint(folder / "best.pt")["weights"]["layers.0.weight"]
+    weights = runs.load_checkpoint(folder / "best.pt")["weights"]["layers.0.weight"]
     assert np.array_equal(np.load(folder / "filters.npz")["weights"], weights)
     assert (folder / "filters.png").exists()
     assert not list(finished_run("dense")[0].glob("filters.*")), "it has no convolution"
@@ -271,8 +271,8 @@ def test_a_mistake_gets_one_line(call, tmp_path, arguments, reason):
 
 def test_checkpoints_of_different_data_sets_are_not_compared(finished_run, call, tmp_path):
     folder, _ = finished_run("cnn2")
-    foreign = models.load_checkpoint(folder / "best.pt") | {"dataset": "cifar10"}
-    models.save_checkpoint(tmp_path / "best.pt", foreign)
+    foreign = runs.load_checkpoint(folder / "best.pt") | {"dataset": "cifar10"}
+    runs.save_checkpoint(tmp_path / "best.pt", foreign)
     code, out, err = call(evaluate.main, folder / "best.pt", "best.pt")
     assert code == 2 and out == "" and "different data sets" in err
 
@@ -286,7 +286,7 @@ def test_real_cifar10_results_are_those_committed(cifar10_dir, call, tmp_path):
     code, out, err = call(evaluate.main, "best.pt", "--data-dir", cifar10_dir)
     assert code == 0, err
     fresh, former = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path, committed / "cnn2"))
-    for split in plots.SPLITS:
+    for split in runs.SPLITS:
         assert fresh[split]["accuracy"] == pytest.approx(former[split]["accuracy"], abs=0.001)
     assert fresh["settings"] == former["settings"] and fresh["best_epoch"] == former["best_epoch"]
 

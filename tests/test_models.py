@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import models
+import runs
 
 IMAGES = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -47,7 +48,7 @@ def test_network_normalises_its_input_per_channel():
 def a_checkpoint(**changes):
     model = models.build("cnn1", [120, 120, 110], [60, 60, 65])
     return {
-        "format_version": models.FORMAT_VERSION,
+        "format_version": runs.FORMAT_VERSION,
         "model": "cnn1",
         "dataset": "digits",
         "classes": [str(digit) for digit in range(10)],
@@ -62,7 +63,7 @@ def a_checkpoint(**changes):
 
 def test_checkpoint_alone_is_enough_to_predict(tmp_path):
     saved = a_checkpoint()
-    models.save_checkpoint(tmp_path / "best.pt", saved)
+    runs.save_checkpoint(tmp_path / "best.pt", saved)
     model, checkpoint = models.load_model(tmp_path / "best.pt")
     assert checkpoint["epoch"] == 3 and checkpoint["classes"][9] == "9"
     for name, tensor in saved["weights"].items():
@@ -72,7 +73,7 @@ def test_checkpoint_alone_is_enough_to_predict(tmp_path):
 
 
 def refusal(path):
-    with pytest.raises(models.CheckpointError) as refused:
+    with pytest.raises(runs.CheckpointError) as refused:
         models.load_model(path)
     message = str(refused.value)
     assert str(path) in message and "\n" not in message
@@ -107,7 +108,7 @@ def test_hostile_checkpoint_is_refused_and_runs_nothing(tmp_path, monkeypatch):
 
 def test_damaged_checkpoint_is_noticed(tmp_path):
     path = tmp_path / "best.pt"
-    models.save_checkpoint(path, a_checkpoint())
+    runs.save_checkpoint(path, a_checkpoint())
     whole = path.read_bytes()
     random = torch.Generator().manual_seed(1)
     for position in torch.randint(0, len(whole), (20,), generator=random).tolist():
@@ -133,24 +134,22 @@ def test_damaged_checkpoint_is_noticed(tmp_path):
     ],
 )
 def test_checkpoint_of_another_kind_is_refused(tmp_path, changes, reason):
-    models.save_checkpoint(tmp_path / "best.pt", a_checkpoint(**changes))
+    runs.save_checkpoint(tmp_path / "best.pt", a_checkpoint(**changes))
     assert reason in refusal(tmp_path / "best.pt")
 
 
 def test_checkpoint_without_an_entry_is_refused(tmp_path):
     checkpoint = a_checkpoint()
     del checkpoint["classes"]
-    models.save_checkpoint(tmp_path / "best.pt", checkpoint)
+    runs.save_checkpoint(tmp_path / "best.pt", checkpoint)
     assert "classes" in refusal(tmp_path / "best.pt")
 
 
 def test_failed_write_leaves_the_former_file_and_nothing_else(tmp_path, monkeypatch):
-    models.write_atomically(tmp_path / "file", b"former")
-    monkeypatch.setattr(
-        models.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    )
+    runs.write_atomically(tmp_path / "file", b"former")
+    monkeypatch.setattr(runs.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError) as full:
-        models.write_atomically(tmp_path / "file", b"new")
+        runs.write_atomically(tmp_path / "file", b"new")
     assert full.value.filename == str(tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_bytes() == b"former"

@@ -2,6 +2,7 @@ import shutil
 
 import evaluate
 import plots
+import runs
 
 
 def test_pictures_are_redrawn_from_the_files_alone(finished_run, call, tmp_path):
@@ -11,7 +12,7 @@ def test_pictures_are_redrawn_from_the_files_alone(finished_run, call, tmp_path)
     call(evaluate.main, "--robustness", "outs/cnn2/best.pt")
     drawn = {path: path.read_bytes() for path in (tmp_path / "outs").rglob("*.png")}
     names = {path.name for path in drawn}
-    assert names == {*plots.pictures_of_a_run(), "plot_dataset_example.png", "comparison.png", "robustness.png"}
+    assert names == {*runs.pictures_of_a_run(), "plot_dataset_example.png", "comparison.png", "robustness.png"}
     for path in drawn:
         path.unlink()
     for checkpoint in (tmp_path / "outs").rglob("*.pt"):

@@ -13,8 +13,8 @@ import torch
 import data
 import evaluate
 import models
-import plots
 import readme_tables
+import runs
 from conftest import ROOT
 from readme_tables import ABLATION, BENCHMARKS, IMPROVED, NETWORKS, RESULTS, RUNS, SOFTMAX_TWICE, metrics_of
 
@@ -28,7 +28,7 @@ def test_tables_are_those_that_the_committed_files_give():
 
 @pytest.mark.parametrize("name", RUNS)
 def test_metrics_can_be_recomputed_from_the_committed_predictions(name):
-    with np.load(RESULTS / name / plots.PREDICTIONS) as saved:
+    with np.load(RESULTS / name / runs.PREDICTIONS) as saved:
         labels, predicted = saved["labels"], saved["probabilities"].argmax(axis=1)
     test = metrics_of(name)["test"]
     assert (labels == predicted).mean() == pytest.approx(test["accuracy"])
@@ -38,12 +38,12 @@ def test_metrics_can_be_recomputed_from_the_committed_predictions(name):
 
 
 def test_comparison_is_that_of_the_committed_metrics():
-    rows = plots.read_rows(RESULTS / plots.COMPARISON)
+    rows = runs.read_rows(RESULTS / runs.COMPARISON)
     assert [row["model"] for row in rows] == RUNS
-    text = (RESULTS / plots.COMPARISON).with_suffix(".md").read_text()
+    text = (RESULTS / runs.COMPARISON).with_suffix(".md").read_text()
     for row in rows:
         metrics = metrics_of(row["model"])
-        for split in plots.SPLITS:
+        for split in runs.SPLITS:
             assert float(row[f"{split}_accuracy"]) == metrics[split]["accuracy"]
             assert f"{metrics[split]['accuracy']:.2%}" in text
         assert int(row["best_epoch"]) == metrics["best_epoch"]
@@ -52,7 +52,7 @@ def test_comparison_is_that_of_the_committed_metrics():
 @functools.cache
 def likeness_to_start(name):
     """For each weight matrix of a committed checkpoint, its correlation with what the seed made of it at the start."""
-    trained, checkpoint = models.load_model(RESULTS / name / plots.BEST)
+    trained, checkpoint = models.load_model(RESULTS / name / runs.BEST)
     torch.manual_seed(checkpoint["settings"]["seed"])
     pairs = zip(models.build(checkpoint["model"]).parameters(), trained.parameters())
     vectors = [[each.detach().flatten() for each in pair] for pair in pairs if pair[0].ndim > 1]
@@ -62,7 +62,7 @@ def likeness_to_start(name):
 @functools.cache
 def answers_to_digits(name):
     """The share of scikit-learn's digits that a committed checkpoint takes for cats, its answers' mean probability."""
-    model, checkpoint = models.load_model(RESULTS / name / plots.BEST)
+    model, checkpoint = models.load_model(RESULTS / name / runs.BEST)
     splits = data.load_splits("digits", None).values()
     probabilities = torch.cat([evaluate.infer(model, split)[0].exp() for split in splits])
     cats = probabilities.argmax(dim=1) == checkpoint["classes"].index("cat")
@@ -71,7 +71,7 @@ def answers_to_digits(name):
 
 def claims():
     """Every stretch of the README's prose that has measured numbers in it, made from the files that have them."""
-    history = {name: plots.read_history(RESULTS / name) for name in NETWORKS}
+    history = {name: runs.read_history(RESULTS / name) for name in NETWORKS}
     metrics = {name: metrics_of(name) for name in NETWORKS}
     lowest = {name: int(history[name]["validation_loss"].argmin()) + 1 for name in NETWORKS}
     best = {name: metrics[name]["best_epoch"] for name in NETWORKS}
@@ -115,7 +115,7 @@ def claims():
     yield f"from {saved['vgg']:.1f} points of validation accuracy (`vgg`) to {saved['cnn2']:.1f} (`cnn2`)"
     steps = 100 * np.diff([metrics_of(name)["test"]["accuracy"] for name in RUNS])
     yield f"from {steps.min():.0f} to {steps.max():.0f} points"
-    accuracy = {name: {split: metrics[name][split]["accuracy"] for split in plots.SPLITS} for name in NETWORKS}
+    accuracy = {name: {split: metrics[name][split]["accuracy"] for split in runs.SPLITS} for name in NETWORKS}
     yield f"{100 * (accuracy['cnn2']['test'] - accuracy['dense']['test']):.0f} points more of the test images"
     below = max(100 * (values["validation"] - values["test"]) for values in accuracy.values())
     yield f"more than {math.ceil(10 * below) / 10:.1f} points below the validation accuracy"
@@ -124,7 +124,7 @@ def claims():
     gaps = [100 * (run["train"]["accuracy"] - run["validation"]["accuracy"]) for run in pair]
     yield "{:.1f} points above that on validation images instead of {:.1f}".format(*gaps)
     long = [
-        100 * plots.read_history(folder)["validation_accuracy"]
+        100 * runs.read_history(folder)["validation_accuracy"]
         for folder in (ABLATION / "longer", ABLATION / "longer_cutout", RESULTS / IMPROVED)
     ]
     yield "In 50 epochs, cutout brings {:.1f} points and label smoothing {:.1f}".format(
@@ -132,7 +132,7 @@ def claims():
     )
     gains = np.diff([run[-10:].mean() for run in long])
     yield "({:.1f} and {:.1f} by the mean of the last ten epochs)".format(*gains)
-    short = [100 * plots.read_history(ABLATION / row)["validation_accuracy"].max() for row in ("weight_decay", "short")]
+    short = [100 * runs.read_history(ABLATION / row)["validation_accuracy"].max() for row in ("weight_decay", "short")]
     assert abs(np.diff(short)) < 0.1
     tests = [run["test"] for run in pair]
     yield "{:.2%} test accuracy instead of {:.2%}".format(*(test["accuracy"] for test in tests))
@@ -145,7 +145,7 @@ def claims():
 
     robust = {
         (row["model"], row["transformation"], row["amount"]): float(row["test_accuracy"])
-        for row in plots.read_rows(RESULTS / plots.ROBUSTNESS)
+        for row in runs.read_rows(RESULTS / runs.ROBUSTNESS)
     }
     shifted, turned = (
         {name: robust[name, kind, amount] / robust[name, kind, "0"] for name in RUNS}
@@ -159,11 +159,11 @@ def claims():
     yield f"of the same recipe only {min(others):.0%} to {max(others):.0%}"
     yield f"it keeps {shifted[IMPROVED]:.0%} of its accuracy instead of {shifted['vgg']:.0%}"
     yield f"it keeps {turned[IMPROVED]:.0%} instead of {turned['vgg']:.0%}"
-    shown = [np.load(RESULTS / name / plots.MISTAKES)["probabilities"].max(axis=1) for name in (IMPROVED, "vgg")]
+    shown = [np.load(RESULTS / name / runs.MISTAKES)["probabilities"].max(axis=1) for name in (IMPROVED, "vgg")]
     assert shown[0].max() < 0.995 <= shown[1].min()
     yield "a probability that rounds to 100%"
 
-    twice = json.loads((SOFTMAX_TWICE / plots.METRICS).read_text())
+    twice = json.loads((SOFTMAX_TWICE / runs.METRICS).read_text())
     right = [evaluate.right_predictions(folder) for folder in (RESULTS / "cnn2", SOFTMAX_TWICE)]
     only_logits, only_twice, p = evaluate.mcnemar(*right)
     lost = 100 * (metrics["cnn2"]["test"]["accuracy"] - twice["test"]["accuracy"])
@@ -176,7 +176,7 @@ def claims():
     losses = [each["test"]["loss"] for each in (twice, metrics["cnn2"])]
     yield "the real cross-entropy on the test images is {:.2f} instead of {:.2f}".format(*losses)
 
-    rows = plots.read_rows(BENCHMARKS / "precision.csv")
+    rows = runs.read_rows(BENCHMARKS / "precision.csv")
     accuracies = {
         precision: [float(row["validation_accuracy"]) for row in rows if row["precision"] == precision]
         for precision in ("bf16", "fp32")

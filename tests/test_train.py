@@ -9,6 +9,7 @@ import torch
 
 import data
 import models
+import runs
 import train
 from conftest import start
 
@@ -34,7 +35,7 @@ def history_without_seconds(folder):
 
 
 def assert_same_weights(*paths):
-    first, *others = (models.load_checkpoint(path)["weights"] for path in paths)
+    first, *others = (runs.load_checkpoint(path)["weights"] for path in paths)
     for other in others:
         assert first.keys() == other.keys()
         for name in first:
@@ -100,7 +101,7 @@ def killed_run(request, tmp_path_factory):
 def test_killed_and_resumed_is_as_if_never_interrupted(killed_run, call, monkeypatch):
     options, folder = killed_run
     monkeypatch.chdir(folder)
-    assert 3 <= models.load_checkpoint("out/killed/last.pt")["epoch"] < 6
+    assert 3 <= runs.load_checkpoint("out/killed/last.pt")["epoch"] < 6
     code, out, err = call(train.main, *options, "--run-name", "killed", "--resume")
     assert code == 0, err
     assert_same_weights(folder / "out/whole/last.pt", folder / "out/killed/last.pt")
@@ -199,10 +200,10 @@ def test_resume_continues_a_finished_run_with_more_epochs_and_its_own_settings(c
 def test_resume_knows_settings_that_a_former_version_did_not_save(call, two_epochs, tmp_path):
     quick(call, "--out-dir", ".", epochs=1)
     last = tmp_path / "cnn1/last.pt"
-    saved = models.load_checkpoint(last)
+    saved = runs.load_checkpoint(last)
     for name in ("cutout", "label_smoothing"):
         del saved["settings"][name]
-    models.save_checkpoint(last, saved)
+    runs.save_checkpoint(last, saved)
     quick(call, "--out-dir", ".", "--resume", "--label-smoothing", "0.1", epochs=2, code=2)
     quick(call, "--out-dir", ".", "--resume", epochs=2)
     assert history_without_seconds(tmp_path / "cnn1") == history_without_seconds(two_epochs)
@@ -254,7 +255,7 @@ def test_full_disk_at_the_first_save_leaves_the_former_best(call, tmp_path, monk
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as disk:
-        disk.setattr(train.models.os, "fsync", full)
+        disk.setattr(runs.os, "fsync", full)
         # The examples are the first file to be written; let them, so that the checkpoint meets the full disk.
         disk.setattr(train, "write_examples", lambda *arguments: None)
         assert "best.pt: No space left" in quick(call, "--out-dir", ".", "--seed", "1", epochs=1, code=2)[2]
@@ -293,7 +294,7 @@ def test_signals_end_a_run_at_once_and_tell_how_to_go_on(tmp_path, which, code):
     output_until(resumed, "/100000")
     resumed.kill()
     resumed.communicate()
-    models.load_checkpoint(tmp_path / "outs/digits/long/last.pt")
+    runs.load_checkpoint(tmp_path / "outs/digits/long/last.pt")
 
 
 def test_two_runs_never_share_a_folder(call, tmp_path):
@@ -375,7 +376,7 @@ def test_damaged_or_plain_checkpoints_are_not_resumed_from(call, tmp_path):
 
 def test_full_disk_keeps_the_last_good_checkpoint(call, tmp_path, monkeypatch):
     quick(call, "--out-dir", ".", "--run-name", "whole", epochs=3)
-    fsync, calls = train.models.os.fsync, []
+    fsync, calls = runs.os.fsync, []
 
     def full(handle):
         calls.append(handle)
@@ -384,11 +385,11 @@ def test_full_disk_keeps_the_last_good_checkpoint(call, tmp_path, monkeypatch):
         fsync(handle)
 
     with monkeypatch.context() as disk:
-        disk.setattr(train.models.os, "fsync", full)
+        disk.setattr(runs.os, "fsync", full)
         code, out, err = quick(call, "--out-dir", ".", epochs=3, code=2)
     assert "No space left" in err and "cnn1" in err and len(err.splitlines()) == 1
     assert not list(tmp_path.rglob("*.tmp"))
-    assert models.load_checkpoint(tmp_path / "cnn1/last.pt")["epoch"] >= 1
+    assert runs.load_checkpoint(tmp_path / "cnn1/last.pt")["epoch"] >= 1
     quick(call, "--out-dir", ".", "--resume", epochs=3)
     assert_same_weights(tmp_path / "whole/last.pt", tmp_path / "cnn1/last.pt")
 
@@ -411,7 +412,7 @@ def test_compiled_training_saves_plain_names(monkeypatch, call, tmp_path):
     monkeypatch.setattr(torch, "compile", lambda target: compiled.append(target) or compile(target, backend="eager"))
     quick(call, "--compile", "--out-dir", ".", epochs=1)
     assert len(compiled) == 1
-    assert not [name for name in models.load_checkpoint(tmp_path / "cnn1/best.pt")["weights"] if "_orig_mod" in name]
+    assert not [name for name in runs.load_checkpoint(tmp_path / "cnn1/best.pt")["weights"] if "_orig_mod" in name]
 
 
 @pytest.mark.parametrize("message", ["CUDA out of memory. Tried", "MPS backend out of memory", "can't allocate memory"])
@@ -473,15 +474,15 @@ def two_epochs(tmp_path_factory):
     ("place", "name", "calls"),
     [
         ("a step", "train.train_step", 50),
-        ("a save", "models.os.fsync", 5),
-        ("a rename", "models.os.replace", 6),
+        ("a save", "runs.os.fsync", 5),
+        ("a rename", "runs.os.replace", 6),
         ("the final evaluation", "evaluate.split_metrics", 2),
         ("the last picture", "plots.draw_metric_table", 3),
     ],
 )
 def test_interrupt_at_any_place_is_resumed(call, two_epochs, tmp_path, monkeypatch, place, name, calls):
     owner, _, attribute = name.rpartition(".")
-    owner = {"train": train, "models.os": models.os, "evaluate": train.evaluate, "plots": train.plots}[owner]
+    owner = {"train": train, "runs.os": runs.os, "evaluate": train.evaluate, "plots": train.plots}[owner]
     function, left = getattr(owner, attribute), [calls]
 
     def interrupted(*arguments, **options):

@@ -1,0 +1,193 @@
+"""A run folder: its files' names, whole-or-nothing writing, checkpoints, the lock against a second run."""
+
+import contextlib
+import csv
+import hashlib
+import io
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import command
+import models
+import plots
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock against a second run there
+    fcntl = None
+
+DEFAULT_OUT_DIR = {"cifar10": Path("outs/exercise_04"), "digits": Path("outs/digits")}
+
+# The files of a run folder.
+BEST = "best.pt"
+LAST = "last.pt"
+HISTORY = "history.csv"
+METRICS = "metrics.json"
+PREDICTIONS = "predictions_test.npz"
+LOSS_PLOT = "loss_plot.png"
+CONFUSION_MATRIX = "confusion_matrix_{}.png"
+METRIC_TABLE = "metrics_{}.png"
+CALIBRATION = "calibration.png"
+MISTAKES = "mistakes.npz"  # this and the following hold what the picture of the same name shows
+FILTERS = "filters.npz"
+# The files of the folder that holds the runs.
+EXAMPLES = "plot_dataset_example.npz"
+COMPARISON = "comparison.csv"
+ROBUSTNESS = "robustness.csv"
+
+SPLITS = ("train", "validation", "test")
+
+FORMAT_VERSION = 1
+
+# What a checkpoint holds, and of which type. last.pt has the second group too: what resuming needs on top.
+CHECKPOINT_FIELDS = {
+    "format_version": int,
+    "model": str,
+    "dataset": str,
+    "classes": list,
+    "epoch": int,
+    "settings": dict,
+    "split_seed": int,
+    "environment": dict,
+    "seconds": float,
+    "weights": dict,
+}
+RESUME_FIELDS = {"optimizer": dict, "history": list}
+
+
+class CheckpointError(Exception):
+    """A file that can't be used as a checkpoint; the message says why in one line."""
+
+
+def pictures_of_a_run():
+    """The names of the pictures that draw_run draws."""
+    by_split = [name.format(split) for split in SPLITS for name in (CONFUSION_MATRIX, METRIC_TABLE)]
+    return [LOSS_PLOT, *by_split, CALIBRATION, *(Path(name).with_suffix(".png").name for name in (MISTAKES, FILTERS))]
+
+
+@contextlib.contextmanager
+def claim_folder(folder):
+    """Make the run folder and hold it against a second run; raises UsageError before any work is done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass  # so it can be written to
+    except OSError as error:
+        raise command.UsageError(f"the run folder {folder} can't be written: {error.strerror}") from error
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system ends it with the process, however that ends
+        except BlockingIOError:
+            raise command.UsageError(f"another run is writing to {folder}: choose another --run-name") from None
+        for leftover in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
+            leftover.unlink()
+        yield
+    finally:
+        os.close(handle)
+
+
+def remove_former_run(folder):
+    """Remove what belongs to the run that this one replaces, but for the files that are about to be replaced."""
+    for name in (*pictures_of_a_run(), PREDICTIONS, MISTAKES, FILTERS, LAST):
+        (folder / name).unlink(missing_ok=True)
+
+
+def write_atomically(path, content):
+    """Write bytes so that `path` holds either its former content or all of the new one, whenever the program dies.
+
+    Raises OSError (full disk, no permission); the former content then stays, and no temporary file is left.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not error.filename:
+            error.filename = str(path)  # what failed at writing doesn't know its name
+        raise
+
+
+def csv_bytes(rows):
+    """A list of dicts with the same keys as CSV; floats in full, so that nothing is lost."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def write_arrays(path, **arrays):
+    """NumPy arrays by name as a compressed .npz file, the same bytes for the same arrays."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomically(path, buffer.getvalue())
+
+
+def read_rows(path):
+    """A CSV file as a list of dicts from column to text."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_history(folder):
+    """history.csv as a dict from column to a float array [epochs]."""
+    path = Path(folder) / HISTORY
+    rows = read_rows(path)
+    try:
+        return {column: np.array([float(row[column]) for row in rows]) for column in rows[0]}
+    except (IndexError, TypeError, ValueError) as error:
+        raise plots.PlotError(f"{path} is damaged") from error
+
+
+def save_checkpoint(path, checkpoint):
+    """Write a dict of plain tensors, numbers, strings, lists and dicts; see CHECKPOINT_FIELDS.
+
+    The file is torch.save's zip archive with the SHA-256 of all that precedes it as the archive's comment: torch.load
+    reads it as usual, though it checks no checksum of its own, and load_checkpoint notices any damage.
+    """
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    # A zip archive ends with the length of its comment, two bytes, here 0: make room for the 64 digits.
+    content = buffer.getvalue()[:-2] + (64).to_bytes(2, "little")
+    write_atomically(path, content + hashlib.sha256(content).hexdigest().encode())
+
+
+def load_checkpoint(path):
+    """The dict that save_checkpoint wrote, its tensors on the CPU; runs no code from the file.
+
+    Raises OSError where the file can't be read, CheckpointError where it is damaged, foreign or of another version.
+    """
+    path = Path(path)
+    content = path.read_bytes()
+    if hashlib.sha256(content[:-64]).hexdigest().encode() != content[-64:]:
+        raise CheckpointError(f"{path} is damaged, or is not a checkpoint of this project")
+    try:
+        checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler raises anything, also for objects that weights_only refuses
+        raise CheckpointError(f"{path} is not a checkpoint of this project") from error
+    if not isinstance(checkpoint, dict) or "format_version" not in checkpoint:
+        raise CheckpointError(f"{path} is not a checkpoint of this project")
+    version = checkpoint["format_version"]
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{path} has checkpoint format version {version}; this program reads {FORMAT_VERSION}")
+    fields = CHECKPOINT_FIELDS | (RESUME_FIELDS if RESUME_FIELDS.keys() & checkpoint.keys() else {})
+    if wrong := sorted(map(str, fields.keys() ^ checkpoint.keys())):
+        raise CheckpointError(f"{path} has missing or unknown entries: {', '.join(wrong)}")
+    if wrong := [name for name, kind in fields.items() if not isinstance(checkpoint[name], kind)]:
+        raise CheckpointError(f"{path} has entries of the wrong type: {', '.join(wrong)}")
+    if checkpoint["model"] not in models.MODELS:
+        raise CheckpointError(f"{path} holds an unknown model: {checkpoint['model']}")
+    return checkpoint
