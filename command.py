@@ -9,10 +9,6 @@ from pathlib import Path
 
 import torch
 
-import data
-import plots
-import runs
-
 DEFAULT_DATA_DIR = Path("data")
 
 
@@ -77,8 +73,12 @@ def choose_device(name):
     return device
 
 
-class UsageError(Exception):
-    """Options that can't be used, or not together; the message says what to do."""
+class UserError(Exception):
+    """Something that the user can put right; the message says in one line what is wrong and what to do."""
+
+
+class UsageError(UserError):
+    """Options that can't be used, or not together."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -98,7 +98,7 @@ def run_command(main):
     signal.signal(signal.SIGTERM, raise_terminated)
     try:
         return main()
-    except (UsageError, data.DataError, runs.CheckpointError, plots.PlotError) as error:
+    except UserError as error:
         print_error(error)
     except OSError as error:
         print_error(f"{error.filename}: {error.strerror}" if error.filename else error)

@@ -28,6 +28,8 @@ from torchvision.datasets.utils import check_integrity, extract_archive
 from torchvision.transforms.v2.functional import InterpolationMode, center_crop, crop, pad, rotate
 from tqdm import tqdm
 
+import command
+
 CLASSES = {
     "cifar10": ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
     "digits": [str(digit) for digit in range(10)],
@@ -53,7 +55,7 @@ GREY = 127  # of what --cutout hides
 MARGIN = 8  # pixels by which images are continued outwards, as a mirror would, before they are moved or turned
 
 
-class DataError(Exception):
+class DataError(command.UserError):
     """Data that is missing, damaged or can't be fetched; the message says what is wrong and what to do."""
 
 

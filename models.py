@@ -147,6 +147,8 @@ def load_weights(model, weights, path):
 def load_model(path):
     """The network of a checkpoint, ready to predict, and the checkpoint itself: (Network in eval mode, dict)."""
     checkpoint = runs.load_checkpoint(path)
+    if checkpoint["model"] not in MODELS:
+        raise runs.CheckpointError(f"{path} holds an unknown model: {checkpoint['model']}")
     model = build(checkpoint["model"])
     load_weights(model, checkpoint["weights"], path)
     return model.eval(), checkpoint

@@ -5,10 +5,9 @@ Usage:
     python plots.py outs/exercise_04        redraw all pictures of all runs under a folder
 """
 
-import argparse
+import io
 import itertools
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+import command
 import runs
 
 FEW = 10  # the reliability diagram shows no accuracy of fewer images than this
@@ -25,14 +25,14 @@ BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "
 LINE_STYLES = list(zip(("o-", "s--", "^-.", "D:", "v-"), (BLUE, ORANGE, GREEN, PURPLE, "black")))
 
 
-class PlotError(Exception):
-    """A file that can't be drawn from; the message says which."""
+class PlotError(command.UserError):
+    """Files that nothing can be drawn from."""
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Redraw the pictures of all runs under a folder from its files.")
-    parser.add_argument("folder", type=Path, nargs="?", default="outs/exercise_04", help="(default: %(default)s)")
-    parser.error = lambda message: parser.exit(2, f"plots.py: {message}\n")  # one line, without the usage
+    parser = command.Parser(description="Redraw the pictures of all runs under a folder from its files.")
+    results = runs.DEFAULT_OUT_DIR["cifar10"]
+    parser.add_argument("folder", type=Path, nargs="?", default=results, help="(default: %(default)s)")
     folder = parser.parse_args(argv).folder
     drawn = []
     for name, draw in (
@@ -45,12 +45,10 @@ def main(argv=None):
             try:
                 draw(path.parent)
             except Exception as error:  # damaged files raise anything
-                print(f"plots.py: can't draw {path} and what is beside it: {error}", file=sys.stderr)
-                return 2
+                raise PlotError(f"can't draw {path} and what is beside it: {error}") from error
             drawn.append(str(path))
     if not drawn:
-        print(f"plots.py: there are no results under {folder}", file=sys.stderr)
-        return 2
+        raise PlotError(f"there are no results under {folder}")
     print("Redrawn what belongs to " + ", ".join(drawn))
     return 0
 
@@ -72,13 +70,10 @@ def draw_run(folder):
 
 
 def save(figure, path):
-    """Write a figure as PNG, whole or not at all, the same file for the same picture (no version in it)."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a figure as PNG, the same file for the same picture (no version in it)."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150, metadata={"Software": None})
+    runs.write_atomically(path, picture.getvalue())
 
 
 def run_title(folder, metrics):
@@ -379,4 +374,4 @@ def draw_robustness(out_dir):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run_command(main))

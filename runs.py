@@ -12,8 +12,6 @@ import numpy as np
 import torch
 
 import command
-import models
-import plots
 
 try:
     import fcntl
@@ -59,8 +57,12 @@ CHECKPOINT_FIELDS = {
 RESUME_FIELDS = {"optimizer": dict, "history": list}
 
 
-class CheckpointError(Exception):
-    """A file that can't be used as a checkpoint; the message says why in one line."""
+class ResultsError(command.UserError):
+    """A file of results that is damaged."""
+
+
+class CheckpointError(command.UserError):
+    """A file that can't be used as a checkpoint."""
 
 
 def pictures_of_a_run():
@@ -149,7 +151,7 @@ def read_history(folder):
     try:
         return {column: np.array([float(row[column]) for row in rows]) for column in rows[0]}
     except (IndexError, TypeError, ValueError) as error:
-        raise plots.PlotError(f"{path} is damaged") from error
+        raise ResultsError(f"{path} is damaged") from error
 
 
 def save_checkpoint(path, checkpoint):
@@ -188,6 +190,4 @@ def load_checkpoint(path):
         raise CheckpointError(f"{path} has missing or unknown entries: {', '.join(wrong)}")
     if wrong := [name for name, kind in fields.items() if not isinstance(checkpoint[name], kind)]:
         raise CheckpointError(f"{path} has entries of the wrong type: {', '.join(wrong)}")
-    if checkpoint["model"] not in models.MODELS:
-        raise CheckpointError(f"{path} holds an unknown model: {checkpoint['model']}")
     return checkpoint
