@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import platform
 import signal
 import sys
 from pathlib import Path
@@ -10,6 +11,16 @@ from pathlib import Path
 import torch
 
 DEFAULT_DATA_DIR = Path("data")
+
+
+class UserError(Exception):
+    """Something that the user can put right; the message says in one line what is wrong and what to do."""
+
+    exit_code = 2
+
+
+class UsageError(UserError):
+    """Options that can't be used, or not together."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,12 +84,44 @@ def choose_device(name):
     return device
 
 
-class UserError(Exception):
-    """Something that the user can put right; the message says in one line what is wrong and what to do."""
+def choose_precision(name, device):
+    """The precision to train in, bf16 or fp32: auto takes bf16 only where it is native, since emulated it is slow."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    else:
+        native = False
+    return "bf16" if native else "fp32"
 
 
-class UsageError(UserError):
-    """Options that can't be used, or not together."""
+def describe_device(device):
+    if device.type == "cuda":
+        return f"{device.type} ({torch.cuda.get_device_name(device)})"
+    cpu = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name") or platform.processor() or platform.machine()
+    return f"{device.type} ({cpu})"
+
+
+def describe_environment(device, precision="auto", compile=False, started=None):
+    """What the bits of a training depend on besides its recipe, as a dict.
+
+    `started` is that of the run's start, where a run goes on: it decides what "auto" precision is, any other
+    difference is printed.
+    """
+    if started and precision == "auto":
+        precision = started["precision"]
+    environment = {
+        "torch_version": str(torch.__version__),
+        "device": describe_device(device),
+        "precision": choose_precision(precision, device),
+        "threads": torch.get_num_threads(),
+        "compile": compile,
+    }
+    if started and {"compile": False} | started != environment:  # older checkpoints don't say it
+        print(f"Note: the run was started with {started}; the same bits are not to be had with {environment}.")
+    return environment
 
 
 class Terminated(KeyboardInterrupt):
@@ -100,6 +143,7 @@ def run_command(main):
         return main()
     except UserError as error:
         print_error(error)
+        return error.exit_code
     except OSError as error:
         print_error(f"{error.filename}: {error.strerror}" if error.filename else error)
     except RuntimeError as error:

@@ -14,6 +14,7 @@ import math
 import os
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -81,28 +82,42 @@ def parse_arguments(argv):
     return parser.parse_args(argv)
 
 
-def infer(model, split):
-    """Predict a whole split, in fp32 whatever the precision of the training, so that every machine agrees.
+class Predictions(NamedTuple):
+    """log_probabilities: float32 [N, 10], what a network says of a split; labels: int64 [N], the truth; on the CPU.
 
-    Returns log-probabilities float32 [N, 10] and labels int64 [N], both on the CPU. Log-probabilities, because the
-    loss of a confident mistake is lost where its probability rounds to 0.
+    As logarithms, because the loss of a confident mistake is lost where its probability rounds to 0.
     """
+
+    log_probabilities: torch.Tensor
+    labels: torch.Tensor
+
+    def probabilities(self) -> np.ndarray:
+        """float32 [N, 10]."""
+        return self.log_probabilities.exp().numpy()
+
+
+def infer(model, split) -> Predictions:
+    """Predict a whole split, in fp32 whatever the precision of the training, so that every machine agrees."""
     model.eval()
     with torch.inference_mode():
         parts = [model.logits(images).float().log_softmax(dim=1) for images in split.images.split(BATCH_SIZE)]
-    return torch.cat(parts).cpu(), split.labels.cpu()
+    return Predictions(torch.cat(parts).cpu(), split.labels.cpu())
 
 
-def mean_loss_and_accuracy(log_probabilities, labels):
+def mean_loss_and_accuracy(predictions: Predictions):
     """Cross-entropy and share of right predictions, each the mean over the samples, as two floats."""
-    right = log_probabilities.exp().argmax(dim=1) == labels  # exp: as in predictions_test.npz, ties included
-    return nll_loss(log_probabilities.double(), labels).item(), right.double().mean().item()
+    log_probabilities, labels = predictions
+    right = predictions.probabilities().argmax(axis=1) == labels.numpy()  # as in predictions_test.npz, ties included
+    return nll_loss(log_probabilities.double(), labels).item(), float(right.mean())
 
 
 def evaluate_checkpoint(path, data_dir, device):
     """Evaluate one checkpoint on the three splits; write metrics.json, predictions_test.npz, the pictures and what they
-    show, print the tables. Returns the metrics as they stand in metrics.json; their "settings" are those under which the
-    checkpoint's epoch was trained, their "seconds" those of all epochs up to it."""
+    show, print the tables.
+
+    Returns the metrics as they stand in metrics.json; their "settings" are those under which the checkpoint's epoch was
+    trained, their "seconds" those of all epochs up to it.
+    """
     path = Path(path)
     model, checkpoint = models.load_model(path)
     model.to(device)
@@ -121,22 +136,12 @@ def evaluate_checkpoint(path, data_dir, device):
         "seconds": checkpoint["seconds"],
     }
     print(f"\n{path}: {checkpoint['model']}, epoch {checkpoint['epoch']}")
+    predictions = {}
     for name, split in splits.items():
-        log_probabilities, labels = infer(model, split.to(device))
-        metrics[name] = split_metrics(log_probabilities, labels, checkpoint["classes"])
+        predictions[name] = infer(model, split.to(device))
+        metrics[name] = split_metrics(predictions[name], checkpoint["classes"])
         print(f"\n{name}\n{format_metrics(metrics[name])}", flush=True)
-    # The test split is the last one.
-    probabilities, labels = log_probabilities.exp().numpy(), labels.numpy()
-    runs.write_arrays(folder / runs.PREDICTIONS, labels=labels, probabilities=probabilities)
-    mistakes = worst_mistakes(probabilities, labels)
-    runs.write_arrays(
-        folder / runs.MISTAKES,
-        index=mistakes,
-        images=split.images[mistakes].numpy(),
-        labels=labels[mistakes],
-        probabilities=probabilities[mistakes],
-        classes=checkpoint["classes"],
-    )
+    write_predictions(folder, splits["test"].images, predictions["test"], checkpoint["classes"])
     convolutions = [layer for layer in model.layers if isinstance(layer, torch.nn.Conv2d)]
     if convolutions:
         runs.write_arrays(folder / runs.FILTERS, weights=convolutions[0].weight.detach().cpu().numpy())
@@ -144,6 +149,21 @@ def evaluate_checkpoint(path, data_dir, device):
     plots.draw_run(folder)
     print(f"\nTables and pictures are in {folder}")
     return metrics
+
+
+def write_predictions(folder, images, predictions: Predictions, classes):
+    """Write predictions_test.npz, and mistakes.npz with the images (uint8 [N, 3, 32, 32]) of the worst of them."""
+    probabilities, labels = predictions.probabilities(), predictions.labels.numpy()
+    runs.write_arrays(folder / runs.PREDICTIONS, labels=labels, probabilities=probabilities)
+    mistakes = worst_mistakes(probabilities, labels)
+    runs.write_arrays(
+        folder / runs.MISTAKES,
+        index=mistakes,
+        images=images[mistakes].numpy(),
+        labels=labels[mistakes],
+        probabilities=probabilities[mistakes],
+        classes=classes,
+    )
 
 
 def worst_mistakes(probabilities, labels):
@@ -160,10 +180,10 @@ def results_folder(checkpoint_path):
     return path.parent if path.name == runs.BEST else path.with_name(f"{path.stem}_results")
 
 
-def split_metrics(log_probabilities, labels, classes):
-    """All metrics of one split as a plain dict, from what `infer` returned."""
-    loss, accuracy = mean_loss_and_accuracy(log_probabilities, labels)
-    probabilities, labels = log_probabilities.exp().numpy(), labels.numpy()
+def split_metrics(predictions: Predictions, classes):
+    """All metrics of one split as a plain dict."""
+    loss, accuracy = mean_loss_and_accuracy(predictions)
+    probabilities, labels = predictions.probabilities(), predictions.labels.numpy()
     predicted = probabilities.argmax(axis=1)
     matrix = confusion_matrix(labels, predicted, labels=range(len(classes)))
     per_class = precision_recall_fscore_support(labels, predicted, labels=range(len(classes)), zero_division=0)
@@ -239,12 +259,7 @@ def format_table(rows):
 
 
 def format_metrics(metrics):
-    low, high = metrics["accuracy_interval"]
-    summary = (
-        f"accuracy {metrics['accuracy']:.2%} (95% interval {low:.2%} to {high:.2%}), "
-        f"balanced accuracy {metrics['balanced_accuracy']:.2%}, loss {metrics['loss']:.4f}, {metrics['samples']:,} images"
-    )
-    return format_table(plots.metric_rows(metrics)) + "\n" + summary
+    return f"{format_table(runs.metric_rows(metrics))}\n{runs.metric_summary(metrics)}, {metrics['samples']:,} images"
 
 
 def compare(folders):
@@ -355,7 +370,7 @@ def mean_accuracy(model, split, variants):
     accuracies = []
     for images in variants:
         images = images.contiguous(memory_format=torch.channels_last)
-        accuracies.append(mean_loss_and_accuracy(*infer(model, data.Split(images, split.labels).to(device)))[1])
+        accuracies.append(mean_loss_and_accuracy(infer(model, data.Split(images, split.labels).to(device)))[1])
     return sum(accuracies) / len(accuracies)
 
 

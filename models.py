@@ -114,9 +114,11 @@ class VGG(Network):
 MODELS = {"dense": Dense, "cnn1": CNN1, "cnn2": CNN2, "vgg": VGG}
 
 
-def build(name, *normalisation):
-    """A new network, by name, with random weights from torch's global generator, in channels_last memory format."""
-    return MODELS[name](*normalisation).to(memory_format=torch.channels_last)
+def build(network, *normalisation):
+    """A new network, by name or class, in channels_last format, with random weights from torch's global generator."""
+    if isinstance(network, str):
+        network = MODELS[network]
+    return network(*normalisation).to(memory_format=torch.channels_last)
 
 
 def count_parameters(model):

@@ -19,7 +19,6 @@ import command
 import runs
 
 FEW = 10  # the reliability diagram shows no accuracy of fewer images than this
-METRIC_COLUMNS = ("precision", "recall", "f1", "specificity")
 # Okabe & Ito's colours, told apart by the colour-blind; dashes and markers tell them apart in grey.
 BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
 LINE_STYLES = list(zip(("o-", "s--", "^-.", "D:", "v-"), (BLUE, ORANGE, GREEN, PURPLE, "black")))
@@ -159,19 +158,10 @@ def draw_confusion_matrix(folder, metrics, split):
     save(figure, folder / runs.CONFUSION_MATRIX.format(split))
 
 
-def metric_rows(metrics):
-    """The metric table of one split as rows of strings: a header, every class, the macro average."""
-    rows = [["class", "precision", "recall", "F1", "specificity", "images"]]
-    for label, values in [*metrics["per_class"].items(), ("macro average", metrics["macro"])]:
-        support = values.get("support", metrics["samples"])
-        rows.append([label, *(f"{values[column]:.2%}" for column in METRIC_COLUMNS), f"{support:,}"])
-    return rows
-
-
 def draw_metric_table(folder, metrics, split):
     """metrics_<split>.png: the metric table as a picture, the overall figures under it."""
     values = metrics[split]
-    header, *body = metric_rows(values)
+    header, *body = runs.metric_rows(values)
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.axis("off")
@@ -186,13 +176,8 @@ def draw_metric_table(folder, metrics, split):
         if row in (0, len(body)):
             cell.get_text().set_fontweight("bold")
         cell.get_text().set_horizontalalignment("left" if column == 0 else "right")
-    low, high = values["accuracy_interval"]
     axes.set_title(f"{run_title(folder, metrics)}, epoch {metrics['best_epoch']}: {split} split", fontweight="bold")
-    figure.supxlabel(
-        f"accuracy {values['accuracy']:.2%} (95% interval {low:.2%} to {high:.2%}), "
-        f"balanced accuracy {values['balanced_accuracy']:.2%}, loss {values['loss']:.4f}",
-        fontsize=9,
-    )
+    figure.supxlabel(runs.metric_summary(values), fontsize=9)
     save(figure, folder / runs.METRIC_TABLE.format(split))
 
 
@@ -367,7 +352,7 @@ def draw_robustness(out_dir):
     panels[0].set(xlabel="shift in pixels, mean over four directions", ylabel="test accuracy", ylim=(0, 1))
     panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     panels[1].set(xlabel="rotation in degrees, mean over both senses")
-    panels[1].set_xticks(range(0, 91, 10))
+    panels[1].set_xticks(curves["rotation", models[0]][0])
     figure.suptitle("Test accuracy when the images are moved or turned")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(models), frameon=False)
     save(figure, (Path(out_dir) / runs.ROBUSTNESS).with_suffix(".png"))

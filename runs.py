@@ -38,6 +38,7 @@ COMPARISON = "comparison.csv"
 ROBUSTNESS = "robustness.csv"
 
 SPLITS = ("train", "validation", "test")
+METRIC_COLUMNS = ("precision", "recall", "f1", "specificity")
 
 FORMAT_VERSION = 1
 
@@ -152,6 +153,29 @@ def read_history(folder):
         return {column: np.array([float(row[column]) for row in rows]) for column in rows[0]}
     except (IndexError, TypeError, ValueError) as error:
         raise ResultsError(f"{path} is damaged") from error
+
+
+def best_epoch(history):
+    """The epoch of the highest validation accuracy, of equal ones that of the lowest validation loss."""
+    return max(history, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))["epoch"]
+
+
+def metric_rows(metrics):
+    """The metric table of one split as rows of strings: a header, every class, the macro average."""
+    rows = [["class", "precision", "recall", "F1", "specificity", "images"]]
+    for label, values in [*metrics["per_class"].items(), ("macro average", metrics["macro"])]:
+        support = values.get("support", metrics["samples"])
+        rows.append([label, *(f"{values[column]:.2%}" for column in METRIC_COLUMNS), f"{support:,}"])
+    return rows
+
+
+def metric_summary(metrics):
+    """The overall figures of one split as a line of text."""
+    low, high = metrics["accuracy_interval"]
+    return (
+        f"accuracy {metrics['accuracy']:.2%} (95% interval {low:.2%} to {high:.2%}), "
+        f"balanced accuracy {metrics['balanced_accuracy']:.2%}, loss {metrics['loss']:.4f}"
+    )
 
 
 def save_checkpoint(path, checkpoint):
