@@ -2,35 +2,30 @@
 
 Usage:
 
-    python tests/readme_tables.py       write them into README.md, each between its two markers
+    python -m experiments.tables        write them into README.md, each between its two markers
 
 tests/test_readme.py fails when the README says anything else.
 """
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
+import evaluate
+import models
+import runs
+from experiments import ablation
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
-import ablation  # noqa: E402
-
-import evaluate  # noqa: E402
-import models  # noqa: E402
-import plots  # noqa: E402
-import runs  # noqa: E402
-
 README = ROOT / "README.md"
 RESULTS = ROOT / "outs" / "exercise_04"
 IMPROVED = "vgg_improved"
 ABLATION = ROOT / "outs" / "ablation"
 SOFTMAX_TWICE = ROOT / "outs" / "softmax_twice"
-BENCHMARKS = ROOT / "benchmarks"
+EXPERIMENTS = ROOT / "experiments"
 NETWORKS = list(models.MODELS)  # from the simplest on
 RUNS = [*NETWORKS, IMPROVED]
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -120,7 +115,7 @@ def splits_of_cnn2():
     for name in runs.SPLITS:
         values = metrics[name]
         cells = [name, share(values["accuracy"]), interval(values), share(values["balanced_accuracy"])]
-        cells += [share(values["macro"][column]) for column in plots.METRIC_COLUMNS]
+        cells += [share(values["macro"][column]) for column in runs.METRIC_COLUMNS]
         rows.append([*cells, f"{values['loss']:.4f}"])
     header = [
         "split",
@@ -225,7 +220,7 @@ def softmax():
 
 
 def speed():
-    measured, rows = json.loads((BENCHMARKS / "throughput.json").read_text()), []
+    measured, rows = json.loads((EXPERIMENTS / "throughput.json").read_text()), []
     for name, values in measured["steps"].items():
         times = {contestant: summary["median"] for contestant, summary in values["milliseconds"].items()}
         usual = min(time for contestant, time in times.items() if contestant.startswith("usual"))

@@ -2,11 +2,11 @@
 
 Usage, with nothing else running:
 
-    python benchmarks/throughput.py --data-dir FOLDER
+    python -m experiments.throughput
 
 Per network, all in one process, in turn, several rounds, since the speed of a shared machine drifts:
 
-- project: this project's own epoch (`train.train_epoch` on `data.batches`), in the precision that --precision auto takes;
+- project: this project's own epoch (`train.train_epoch` on `data.batches`), in the precision of --precision auto;
 - project fp32: the same with --precision fp32;
 - usual script: torchvision's CIFAR10 with ToTensor and Normalize, a shuffling DataLoader with 0 and with 2 workers (the
   better one counts), the same network in fp32 and PyTorch's default memory format, AdamW with its defaults,
@@ -14,8 +14,8 @@ Per network, all in one process, in turn, several rounds, since the speed of a s
 - floor: the project's training step on one batch that stays in the cache, again and again.
 
 What is behind the difference, on a CPU with native bf16: no DataLoader and no PIL (a batch is an index into memory);
-channels_last from the uint8 images to the fully connected layers, whose flattening is then a view; bf16 autocast; pooling
-before ReLU; the fused AdamW.
+channels_last from the uint8 images to the fully connected layers, whose flattening is then a view; bf16 autocast;
+pooling before ReLU; the fused AdamW.
 
 Tried, and of no use at batch 32: glibc's mmap and trim thresholds (a step has no page faults: getrusage counts none),
 OMP_WAIT_POLICY=active, OMP_PROC_BIND=true, a longer GOMP_SPINCOUNT, 2x2 pooling as a tree of torch.maximum (faster
@@ -25,7 +25,6 @@ Then, for cnn2: what validation, history and checkpoints add to an epoch; epochs
 training split; larger batches; and, of the command itself, the time to its first step and its peak memory.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -43,28 +42,27 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import CIFAR10
 
+import command
+import data
+import evaluate
+import models
+import train
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import command  # noqa: E402
-import data  # noqa: E402
-import evaluate  # noqa: E402
-import models  # noqa: E402
-import train  # noqa: E402
 
 
-def main():
-    parser = argparse.ArgumentParser(description="Measure the speed of the training.")
+def main(argv=None):
+    parser = command.Parser(description="Measure the speed of the training.")
     parser.add_argument("--data-dir", type=Path, default=command.DEFAULT_DATA_DIR)
     parser.add_argument("--models", nargs="+", choices=models.MODELS, default=list(models.MODELS))
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "throughput.json")
-    arguments = parser.parse_args()
+    parser.add_argument("--json", type=Path, default=ROOT / "experiments" / "throughput.json")
+    arguments = parser.parse_args(argv)
 
     device = command.choose_device("auto")
-    precision = train.choose_precision("auto", device)
+    precision = command.choose_precision("auto", device)
     machine = {
-        "device": train.describe(device),
+        "device": command.describe_device(device),
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -93,14 +91,14 @@ class Project:
         self.split = split
         torch.manual_seed(0)
         self.model = models.build(name, *data.channel_statistics(split.images[:1000].cpu())).to(split.labels.device)
-        self.optimizer = train.make_optimizer(self.model, train.RECIPE)
+        self.optimizer = train.make_optimizer(self.model, train.Recipe())
         self.autocast = train.make_autocast(split.labels.device, precision)
-        self.batch = next(data.batches(split, train.RECIPE["batch_size"], 0, 1))
+        self.batch = next(data.batches(split, train.Recipe.batch_size, 0, 1))
 
-    def epoch(self, images, batch_size=train.RECIPE["batch_size"]):
+    def epoch(self, images, batch_size=train.Recipe.batch_size):
         part = data.Split(self.split.images[:images], self.split.labels[:images])
-        settings = train.RECIPE | {"batch_size": batch_size}
-        train.train_epoch(self.model, self.model.logits, self.optimizer, part, settings, 1, self.autocast)
+        recipe = train.Recipe(batch_size=batch_size)
+        train.train_epoch(self.model, self.model.logits, self.optimizer, part, recipe, 1, self.autocast)
 
     def resident(self, steps):
         for _ in range(steps):
@@ -115,7 +113,7 @@ class UsualScript:
         layers = models.MODELS[name]().layers
         self.model = nn.Sequential(*(nn.Flatten() if isinstance(layer, models.Flatten) else layer for layer in layers))
         self.model.to(device)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=train.RECIPE["learning_rate"])
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=train.Recipe.learning_rate)
         self.criterion = nn.CrossEntropyLoss()
         normalise = transforms.Normalize((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
         self.dataset = CIFAR10(data_dir, train=True, transform=transforms.Compose([transforms.ToTensor(), normalise]))
@@ -123,7 +121,7 @@ class UsualScript:
 
     def epoch(self, images):
         """Seconds of the steps, without the start of the workers, which a whole epoch hides."""
-        batch_size = train.RECIPE["batch_size"]
+        batch_size = train.Recipe.batch_size
         loader = DataLoader(
             Subset(self.dataset, range(images + batch_size)), batch_size, shuffle=True, num_workers=self.workers
         )
@@ -144,7 +142,7 @@ class UsualScript:
 def compare(name, split, data_dir, precision, rounds):
     """Measure all contestants on one network in turn; print and return milliseconds a step and ratios."""
     steps = 60 if name == "vgg" else 400
-    images = steps * train.RECIPE["batch_size"]
+    images = steps * train.Recipe.batch_size
     project, fp32 = Project(name, split, precision), Project(name, split, "fp32")
     usual = {workers: UsualScript(name, data_dir, workers, split.labels.device) for workers in (0, 2)}
     contestants = {
@@ -169,7 +167,7 @@ def compare(name, split, data_dir, precision, rounds):
     }
     print(f"\n{name}, ms a step (median, minimum, maximum of {rounds} rounds of {steps} steps) and images/s")
     for contestant, values in milliseconds.items():
-        speed = train.RECIPE["batch_size"] / values["median"] * 1000
+        speed = train.Recipe.batch_size / values["median"] * 1000
         print(f"  {contestant:<26}" + "".join(f"{value:9.3f}" for value in values.values()) + f"{speed:10,.0f}")
     print("ratios within a round (median, minimum, maximum)")
     for title, values in ratios.items():
@@ -199,16 +197,15 @@ def measure_epoch(splits, precision, rounds):
     parts = {"training": [], "validation": [], "history and checkpoints": []}
     growth = {f"{images:,} images": [] for images in (count // 4, count // 2)}
     batches = {f"batch {size}": [] for size in (32, 128, 512)}
-    row = {"epoch": 80, "validation_accuracy": 0.5, "validation_loss": 1.0}  # the best: both files are saved
+    row = {"epoch": 80, "validation_accuracy": 0.5, "validation_loss": 1.0, "seconds": 5.0}  # the best: both are saved
     history = [row | {"epoch": earlier, "validation_accuracy": 0.1} for earlier in range(1, 80)] + [row]
-    checkpoint = {"epoch": 80, "weights": project.model.state_dict()}
+    about = {"model": "cnn2", "dataset": "cifar10", "environment": {}}
+    saved = (project.model, project.optimizer, history, train.Recipe(), about)
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(rounds):
             parts["training"].append(timed(project.epoch, count))
             parts["validation"].append(timed(evaluate.infer, project.model, splits["validation"]))
-            parts["history and checkpoints"].append(
-                timed(train.save_epoch, Path(folder), checkpoint, project.optimizer, history)
-            )
+            parts["history and checkpoints"].append(timed(train.save_epoch, Path(folder), *saved))
             for images, title in zip((count // 4, count // 2), growth):
                 growth[title].append(timed(project.epoch, images))
             for size, title in zip((32, 128, 512), batches):
@@ -238,4 +235,4 @@ def measure_command(data_dir):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command.run_command(main))

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import command
+import data
 
-import command  # noqa: E402
-import data  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 # A background job of a script ignores Ctrl-C, and so would every command that a test starts and then interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

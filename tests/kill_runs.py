@@ -1,10 +1,10 @@
 """Kill runs with SIGKILL at random moments, resume each, and compare with a run that was never interrupted.
 
-    python tests/kill_runs.py [how many, 20] [seed, 0]
+    python -m tests.kill_runs [how many, 20] [seed, 0]
 
-A moment is a training step, or the instant before or after a file is flushed, renamed or removed: the run is killed from
-within, at the k-th of all of them, so that every part of a save is as likely as it should be and nothing depends on a
-clock. Each run is a fork of this process, which saves the seconds in which PyTorch is imported.
+A moment is a training step, or the instant before or after a file is flushed, renamed or removed: the run is killed
+from within, at the k-th of all of them, so that every part of a save is as likely as it should be and nothing depends
+on a clock. Each run is a fork of this process, which saves the seconds in which PyTorch is imported.
 """
 
 import contextlib
@@ -16,8 +16,6 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import command
 import runs

@@ -249,7 +249,7 @@ def test_archive_in_a_read_only_folder_is_enough(cifar10_archive, as_official, t
 
 def test_damaged_archive_is_named(tmp_path):
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"not the archive")
-    with pytest.raises(data.DataError, match="cifar-10-python.tar.gz is damaged"):
+    with pytest.raises(data.DataError, match=r"cifar-10-python\.tar\.gz is damaged"):
         data.load_splits("cifar10", tmp_path)
 
 

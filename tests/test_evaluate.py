@@ -1,4 +1,3 @@
-import csv
 import json
 import shutil
 
@@ -91,7 +90,7 @@ def test_filters_are_the_kernels_of_the_first_convolution(finished_run):
 def test_metrics_tell_how_the_run_was_made(finished_run):
     folder, _ = finished_run("cnn2")
     metrics = json.loads((folder / "metrics.json").read_text())
-    history = list(csv.DictReader(open(folder / "history.csv")))
+    history = runs.read_rows(folder / "history.csv")
     best = max(history, key=lambda row: (float(row["validation_accuracy"]), -float(row["validation_loss"])))
     assert metrics["best_epoch"] == int(best["epoch"])
     assert metrics["validation"]["accuracy"] == float(best["validation_accuracy"])
@@ -137,7 +136,7 @@ def test_several_checkpoints_are_compared(finished_run, call, tmp_path):
     code, out, err = call(evaluate.main)  # none named: all of them
     assert code == 0 and err == ""
     folder = tmp_path / "outs" / "exercise_04"
-    rows = {row["model"]: row for row in csv.DictReader(open(folder / "comparison.csv"))}
+    rows = {row["model"]: row for row in runs.read_rows(folder / "comparison.csv")}
     for model in ("dense", "cnn2"):
         metrics = json.loads((folder / model / "metrics.json").read_text())
         assert float(rows[model]["test_accuracy"]) == metrics["test"]["accuracy"]
@@ -166,7 +165,7 @@ def test_runs_of_the_same_name_are_told_apart(finished_run, call, tmp_path):
         shutil.copytree(finished_run(model)[0], tmp_path / folder / "run")
     code, out, err = call(evaluate.main, "a/run/best.pt", "b/run/best.pt", "a/run/best.pt")
     assert code == 0 and err == ""
-    rows = list(csv.DictReader(open(tmp_path / "a" / "comparison.csv")))
+    rows = runs.read_rows(tmp_path / "a" / "comparison.csv")
     assert {row["model"] for row in rows} == {"a/run", "b/run"} and len(rows) == 2
 
 
@@ -190,7 +189,7 @@ def test_robustness_is_measured_from_the_checkpoints(finished_run, call, tmp_pat
     code, out, err = call(evaluate.main, "--robustness", "dense/best.pt", "cnn2/best.pt")
     assert code == 0 and err == ""
     accuracy = {}
-    for row in csv.DictReader(open(tmp_path / "robustness.csv")):
+    for row in runs.read_rows(tmp_path / "robustness.csv"):
         accuracy[row["model"], row["transformation"], int(row["amount"])] = float(row["test_accuracy"])
     assert len(accuracy) == 2 * (9 + 10) and (tmp_path / "robustness.png").exists()
     images, labels = data.load_splits("digits", "", ["test"])["test"]
@@ -233,7 +232,7 @@ def test_pictures_are_named_without_a_data_set(finished_run, call, tmp_path):
 
 def test_damaged_history_is_named(finished_run, call, tmp_path):
     shutil.copy(finished_run("cnn2")[0] / "best.pt", tmp_path)
-    first_row = "".join(open(finished_run("cnn2")[0] / "history.csv").readlines()[:2])
+    first_row = "".join((finished_run("cnn2")[0] / "history.csv").read_text().splitlines(keepends=True)[:2])
     for content, reason in (
         ("", "is damaged"),
         ("epoch,train_loss\n1\n", "is damaged"),
@@ -296,6 +295,6 @@ def test_real_cifar10_results_are_those_committed(cifar10_dir, call, tmp_path):
     for checkpoint in checkpoints:
         model, saved = models.load_model(checkpoint)
         former = json.loads((checkpoint.parent / "metrics.json").read_text())
-        accuracy = evaluate.mean_loss_and_accuracy(*evaluate.infer(model, test))[1]
+        accuracy = evaluate.mean_loss_and_accuracy(evaluate.infer(model, test))[1]
         assert accuracy == pytest.approx(former["test"]["accuracy"], abs=0.001)
         assert saved["settings"] == former["settings"] and saved["epoch"] == former["best_epoch"]

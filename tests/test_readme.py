@@ -13,17 +13,17 @@ import torch
 import data
 import evaluate
 import models
-import readme_tables
 import runs
 from conftest import ROOT
-from readme_tables import ABLATION, BENCHMARKS, IMPROVED, NETWORKS, RESULTS, RUNS, SOFTMAX_TWICE, metrics_of
+from experiments import tables
+from experiments.tables import ABLATION, EXPERIMENTS, IMPROVED, NETWORKS, RESULTS, RUNS, SOFTMAX_TWICE, metrics_of
 
-README = readme_tables.README.read_text()
+README = tables.README.read_text()
 
 
 def test_tables_are_those_that_the_committed_files_give():
-    assert README.count("<!-- table: ") == README.count("<!-- end of table -->") == len(readme_tables.TABLES)
-    assert readme_tables.with_tables(README) == README, "python tests/readme_tables.py writes them again"
+    assert README.count("<!-- table: ") == README.count("<!-- end of table -->") == len(tables.TABLES)
+    assert tables.with_tables(README) == README, "python -m experiments.tables writes them again"
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -64,9 +64,9 @@ def answers_to_digits(name):
     """The share of scikit-learn's digits that a committed checkpoint takes for cats, its answers' mean probability."""
     model, checkpoint = models.load_model(RESULTS / name / runs.BEST)
     splits = data.load_splits("digits", None).values()
-    probabilities = torch.cat([evaluate.infer(model, split)[0].exp() for split in splits])
-    cats = probabilities.argmax(dim=1) == checkpoint["classes"].index("cat")
-    return cats.double().mean().item(), probabilities.max(dim=1).values.double().mean().item()
+    probabilities = np.concatenate([evaluate.infer(model, split).probabilities() for split in splits])
+    cats = probabilities.argmax(axis=1) == checkpoint["classes"].index("cat")
+    return cats.mean(), probabilities.max(axis=1).mean(dtype=np.float64)
 
 
 def claims():
@@ -141,7 +141,8 @@ def claims():
 
     losses = [metrics[name]["test"]["loss"] for name in ("vgg", "cnn2")]
     yield "({:.2f} against {:.2f})".format(*losses)
-    yield f"at {metrics['vgg']['multiply_adds'] / metrics['cnn2']['multiply_adds']:.0f} times the multiply-adds of `cnn2`"
+    times = metrics["vgg"]["multiply_adds"] / metrics["cnn2"]["multiply_adds"]
+    yield f"at {times:.0f} times the multiply-adds of `cnn2`"
 
     robust = {
         (row["model"], row["transformation"], row["amount"]): float(row["test_accuracy"])
@@ -176,7 +177,7 @@ def claims():
     losses = [each["test"]["loss"] for each in (twice, metrics["cnn2"])]
     yield "the real cross-entropy on the test images is {:.2f} instead of {:.2f}".format(*losses)
 
-    rows = runs.read_rows(BENCHMARKS / "precision.csv")
+    rows = runs.read_rows(EXPERIMENTS / "precision.csv")
     accuracies = {
         precision: [float(row["validation_accuracy"]) for row in rows if row["precision"] == precision]
         for precision in ("bf16", "fp32")
@@ -224,7 +225,7 @@ def test_numbers_in_the_sentences_are_those_of_the_committed_files():
 
 
 def test_no_other_measured_number_stands_in_the_sentences():
-    prose = plain(re.sub(r"```.*?```", "", readme_tables.MARKED.sub("", README), flags=re.DOTALL))
+    prose = plain(re.sub(r"```.*?```", "", tables.MARKED.sub("", README), flags=re.DOTALL))
     for known in sorted([*claims(), *DEFINED], key=len, reverse=True):
         prose = prose.replace(known, "")
     unknown = re.findall(r".{0,40}(?:\d ?%|\d+\.\d+ |\d points|epochs? \d|\d epochs|\d minutes).{0,20}", prose)

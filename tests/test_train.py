@@ -1,5 +1,6 @@
 import csv
 import io
+import itertools
 import resource
 import signal
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import command
 import data
 import models
 import runs
@@ -71,8 +73,8 @@ def test_best_is_the_epoch_of_the_highest_validation_accuracy_then_the_lowest_lo
         {"epoch": number, "validation_accuracy": accuracy, "validation_loss": loss}
         for number, (accuracy, loss) in enumerate(rows, 1)
     ]
-    assert train.best_epoch(history) == 3
-    assert train.best_epoch(history[:2]) == 2
+    assert runs.best_epoch(history) == 3
+    assert runs.best_epoch(history[:2]) == 2
 
 
 RECIPES = {
@@ -143,11 +145,11 @@ def test_each_setting_of_the_recipe_does_something(call, tmp_path):
 
 
 def test_cosine_schedule_rises_shortly_then_falls_to_nothing():
-    settings = {"schedule": "cosine", "learning_rate": 0.5}
-    rates = [train.learning_rate_at(step, 200, settings) for step in range(200)]
+    recipe = train.Recipe(schedule="cosine", learning_rate=0.5)
+    rates = [train.learning_rate_at(step, 200, recipe) for step in range(200)]
     assert rates[:10] == pytest.approx([0.05 * step for step in range(1, 11)])
     assert rates[10] == 0.5 and rates[105] == pytest.approx(0.25)
-    assert all(later < earlier for earlier, later in zip(rates[10:], rates[11:]))
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[10:]))
     assert 0 < rates[-1] < 0.001
 
 
@@ -428,10 +430,10 @@ def test_too_little_memory_gets_one_line(call, monkeypatch, message):
 def test_bf16_is_chosen_only_where_it_is_native(monkeypatch):
     cpu = torch.device("cpu")
     for bf16, amx, expected in ((True, False, "bf16"), (False, True, "bf16"), (False, False, "fp32")):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-        assert train.choose_precision("auto", cpu) == expected
-    assert train.choose_precision("bf16", cpu) == "bf16" and train.choose_precision("fp32", cpu) == "fp32"
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda bf16=bf16: bf16)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        assert command.choose_precision("auto", cpu) == expected
+    assert command.choose_precision("bf16", cpu) == "bf16" and command.choose_precision("fp32", cpu) == "fp32"
 
 
 def test_runs_killed_at_random_moments_end_as_if_never_interrupted(tmp_path):

@@ -1,0 +1,32 @@
+"""What do the images look like?
+
+Usage:
+
+    python -m experiments.dataset_example
+
+Saves and draws the first ten training images of every class, as plot_dataset_example.npz and .png.
+"""
+
+import sys
+
+import command
+import data
+import plots
+import runs
+from experiments import make_parser
+
+
+def main(argv=None):
+    arguments = make_parser("Draw training images of every class.", runs.DEFAULT_OUT_DIR["cifar10"]).parse_args(argv)
+    split = data.load_splits(arguments.dataset, arguments.data_dir, ["train"])["train"]
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    runs.write_arrays(
+        arguments.folder / runs.EXAMPLES,
+        images=data.examples(split, per_class=10).numpy(),
+        classes=data.CLASSES[arguments.dataset],
+    )
+    plots.draw_examples(arguments.folder)
+
+
+if __name__ == "__main__":
+    sys.exit(command.run_command(main))
