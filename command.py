@@ -140,7 +140,7 @@ def run_command(main):
     """Call main() and return the exit code: 2 for a mistake of the user's, in one line; 130 and 143 for signals."""
     signal.signal(signal.SIGTERM, raise_terminated)
     try:
-        return main()
+        return main() or 0
     except UserError as error:
         print_error(error)
         return error.exit_code

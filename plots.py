@@ -51,7 +51,6 @@ def main(argv=None):
     if not drawn:
         raise PlotError(f"there are no results under {folder}")
     print("Redrawn what belongs to " + ", ".join(drawn))
-    return 0
 
 
 def draw_run(folder):

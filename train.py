@@ -88,7 +88,6 @@ def main(argv=None):
             hint = resume_command() if resumable else "No epoch is complete yet: start again with the same command."
             print(f"\nStopped. {hint}", file=sys.stderr)
             raise
-    return 0
 
 
 def prepare(network, dataset, data_dir, recipe, device):

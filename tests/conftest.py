@@ -1,5 +1,7 @@
 """What the tests share. Nothing here or in a test needs a network; real training is done on scikit-learn's digits."""
 
+import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -10,6 +12,9 @@ import pytest
 
 import command
 import data
+import plots
+import runs
+import train
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,14 +24,37 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def start(*arguments, folder):
     """Start `python SCRIPT OPTION...` in a folder, its output in pipes."""
-    command = [sys.executable, str(ROOT / arguments[0]), *map(str, arguments[1:])]
-    return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    words = [sys.executable, str(ROOT / arguments[0]), *map(str, arguments[1:])]
+    return subprocess.Popen(words, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def write_no_picture(figure, path):
+    runs.write_atomically(path, b"drawn, but not as PNG")
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(request, monkeypatch):
+    """Turning pictures into PNGs would take most of the tests' time: done where a test is marked `pictures`."""
+    if not request.node.get_closest_marker("pictures"):
+        monkeypatch.setattr(plots, "save", write_no_picture)
 
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """Whatever a test does wrong, nothing is asked of the real mirrors."""
     monkeypatch.setattr(data, "MIRRORS", ["http://127.0.0.1:9/"])
+
+
+@pytest.fixture
+def few_digits(monkeypatch):
+    """A fifth of the digits in each split: for what is slow and needs no accuracy."""
+
+    def split_digits(split_seed):
+        splits = whole(split_seed)
+        return {name: data.Split(*(part[: len(part) // 5] for part in split)) for name, split in splits.items()}
+
+    whole = data.split_digits
+    monkeypatch.setattr(data, "split_digits", split_digits)
 
 
 @pytest.fixture
@@ -48,20 +76,36 @@ def call(capsys, monkeypatch, tmp_path):
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
-    """finished_run(model) -> (run folder, output) of `train.py --model MODEL --dataset digits --epochs 10`, run once."""
-    runs = {}
+    """finished_run(model) -> (run folder, output) of a short training on the digits, done once.
+
+    cnn2's is the README's command as a user starts it, pictures included; the others are trained in this process.
+    """
+    finished = {}
 
     def run(model):
-        if model not in runs:
+        if model not in finished:
             folder = tmp_path_factory.mktemp(model)
-            process = start("train.py", "--model", model, "--dataset", "digits", "--epochs", 10, folder=folder)
-            out, err = process.communicate()
-            assert process.returncode == 0, err
-            assert err == ""
-            runs[model] = folder / "outs" / "digits" / model, out
-        return runs[model]
+            train_it = train_as_a_user if model == "cnn2" else train_here
+            finished[model] = folder / "outs" / "digits" / model, train_it(model, folder)
+        return finished[model]
 
     return run
+
+
+def train_as_a_user(model, folder):
+    process = start("train.py", "--model", model, "--dataset", "digits", "--epochs", 10, folder=folder)
+    out, err = process.communicate()
+    assert process.returncode == 0 and err == "", err
+    return out
+
+
+def train_here(model, folder):
+    options = ["--epochs", "1", "--learning-rate", "1e-3"] if model == "vgg" else ["--epochs", "10"]
+    out_dir = folder / "outs" / "digits"
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as output:
+        patch.setattr(plots, "save", write_no_picture)
+        train.main(["--model", model, "--dataset", "digits", *options, "--out-dir", str(out_dir)])
+    return output.getvalue()
 
 
 @pytest.fixture(scope="session")

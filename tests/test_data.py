@@ -1,5 +1,6 @@
 import hashlib
 import os
+import pickle
 import shutil
 import tarfile
 
@@ -170,6 +171,96 @@ def test_shrinking_a_picture_averages(tmp_path):
     assert (picture[:, 4:-4, 4:-4].int() - 127).abs().max() <= 2
 
 
+FILES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"]
+
+
+@pytest.fixture
+def small_cifar10(tmp_path, monkeypatch):
+    """A folder with files in CIFAR-10's format, of ten images each, and their MD5s for torchvision to expect."""
+    folder = tmp_path / "small" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    for number, name in enumerate(FILES[:-1]):
+        batch = {"data": np.full((10, 3072), number, np.uint8), "labels": list(range(10))}
+        (folder / name).write_bytes(pickle.dumps(batch))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": data.CLASSES["cifar10"]}))
+    md5 = {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in FILES}
+    monkeypatch.setattr(data.CIFAR10, "train_list", [[name, md5[name]] for name in FILES[:5]])
+    monkeypatch.setattr(data.CIFAR10, "test_list", [["test_batch", md5["test_batch"]]])
+    monkeypatch.setattr(data.CIFAR10, "meta", data.CIFAR10.meta | {"md5": md5["batches.meta"]})
+    return folder.parent
+
+
+@pytest.fixture
+def small_archive(small_cifar10, tmp_path, monkeypatch):
+    """The same folder as a cifar-10-python.tar.gz, which data.py takes for the official one."""
+    path = tmp_path / "cifar-10-python.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(small_cifar10 / "cifar-10-batches-py", "cifar-10-batches-py")
+    monkeypatch.setattr(data, "ARCHIVE_MD5", hashlib.md5(path.read_bytes()).hexdigest())
+    return path
+
+
+@pytest.fixture
+def folder_with_archive(small_archive, tmp_path):
+    (tmp_path / "data").mkdir()
+    shutil.copy(small_archive, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def test_archive_in_the_data_folder_is_enough(folder_with_archive):
+    test = data.load_splits("cifar10", folder_with_archive, ["test"])["test"]
+    assert test.labels.tolist() == list(range(10)) and (test.images == 5).all()
+    names = sorted(path.name for path in folder_with_archive.iterdir())
+    assert names == ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
+
+
+def test_extracted_archive_is_kept_in_a_relative_folder_too(folder_with_archive, monkeypatch):
+    """tempfile's paths are absolute from Python 3.12 on."""
+    monkeypatch.chdir(folder_with_archive)
+    mkdtemp = data.tempfile.mkdtemp
+    monkeypatch.setattr(data.tempfile, "mkdtemp", lambda *arguments: os.path.abspath(mkdtemp(*arguments)))
+    data.load_splits("cifar10", ".", ["test"])
+    assert (folder_with_archive / "cifar-10-batches-py").is_dir()
+
+
+def test_archive_in_a_read_only_folder_is_enough(folder_with_archive, monkeypatch):
+    temporary_directory = data.tempfile.TemporaryDirectory
+
+    def refuse(prefix=None, dir=None):  # permissions wouldn't stop root
+        if dir == folder_with_archive:
+            raise PermissionError(13, "Permission denied", str(dir))
+        return temporary_directory(prefix=prefix, dir=dir)
+
+    monkeypatch.setattr(data.tempfile, "TemporaryDirectory", refuse)
+    assert len(data.load_splits("cifar10", folder_with_archive, ["test"])["test"].labels) == 10
+    assert [path.name for path in folder_with_archive.iterdir()] == ["cifar-10-python.tar.gz"]
+
+
+def test_damaged_archive_is_named(tmp_path):
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"not the archive")
+    with pytest.raises(data.DataError, match=r"cifar-10-python\.tar\.gz is damaged"):
+        data.load_splits("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_each_missing_or_damaged_data_file_is_named(small_cifar10, name):
+    refuse_each_damage(small_cifar10, name)
+
+
+def refuse_each_damage(data_dir, name):
+    path = data_dir / "cifar-10-batches-py" / name
+    whole = path.read_bytes()
+    path.unlink()
+    for content, word in ((None, "missing"), (whole[:-1], "damaged"), (whole[:-1] + bytes([whole[-1] ^ 1]), "damaged")):
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(data.DataError) as refused:
+            data.load_splits("cifar10", data_dir, ("train", "validation"))
+        message = str(refused.value)
+        assert f"{name} is {word}" in message and "\n" not in message
+        assert [other for other in FILES if f"/{other} is" in message] == [name]
+
+
 # From here on: the real CIFAR-10.
 
 
@@ -201,74 +292,24 @@ def test_training_does_not_read_the_test_images(cifar10_dir, monkeypatch):
     assert set(data.load_splits("cifar10", cifar10_dir, ("train", "validation"))) == {"train", "validation"}
 
 
-@pytest.fixture(scope="session")
-def cifar10_archive(cifar10_dir, tmp_path_factory):
-    """The folder as a tar.gz, hardly compressed; the official archive has other bytes but the same members."""
-    path = tmp_path_factory.mktemp("archive") / "cifar-10-python.tar.gz"
-    with tarfile.open(path, "w:gz", compresslevel=1) as archive:
-        archive.add(cifar10_dir / "cifar-10-batches-py", "cifar-10-batches-py")
-    return path
-
-
-@pytest.fixture
-def as_official(cifar10_archive, monkeypatch):
-    md5 = data.hashlib.md5(cifar10_archive.read_bytes(), usedforsecurity=False).hexdigest()
-    monkeypatch.setattr(data, "ARCHIVE_MD5", md5)
-    monkeypatch.setattr(data, "ARCHIVE_BYTES", cifar10_archive.stat().st_size)
-
-
-def test_archive_in_the_data_folder_is_enough(cifar10_archive, as_official, tmp_path):
-    shutil.copy(cifar10_archive, tmp_path)
-    assert len(data.load_splits("cifar10", tmp_path, ["test"])["test"].labels) == 10_000
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cifar-10-batches-py", cifar10_archive.name]
-
-
-def test_extracted_archive_is_kept_in_a_relative_folder_too(cifar10_archive, as_official, tmp_path, monkeypatch):
-    """tempfile's paths are absolute from Python 3.12 on."""
-    shutil.copy(cifar10_archive, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    mkdtemp = data.tempfile.mkdtemp
-    monkeypatch.setattr(data.tempfile, "mkdtemp", lambda *arguments: os.path.abspath(mkdtemp(*arguments)))
-    data.load_splits("cifar10", ".", ["test"])
-    assert (tmp_path / "cifar-10-batches-py").is_dir()
-
-
-def test_archive_in_a_read_only_folder_is_enough(cifar10_archive, as_official, tmp_path, monkeypatch):
-    shutil.copy(cifar10_archive, tmp_path)
-    temporary_directory = data.tempfile.TemporaryDirectory
-
-    def refuse(prefix=None, dir=None):  # permissions wouldn't stop root
-        if dir == tmp_path:
-            raise PermissionError(13, "Permission denied", str(dir))
-        return temporary_directory(prefix=prefix, dir=dir)
-
-    monkeypatch.setattr(data.tempfile, "TemporaryDirectory", refuse)
-    assert len(data.load_splits("cifar10", tmp_path, ["test"])["test"].labels) == 10_000
-    assert [path.name for path in tmp_path.iterdir()] == [cifar10_archive.name]
-
-
-def test_damaged_archive_is_named(tmp_path):
-    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"not the archive")
-    with pytest.raises(data.DataError, match=r"cifar-10-python\.tar\.gz is damaged"):
-        data.load_splits("cifar10", tmp_path)
-
-
-FILES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"]
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
-def test_each_missing_or_damaged_data_file_is_named(cifar10_dir, tmp_path, name):
+def test_each_missing_or_damaged_official_file_is_named(cifar10_dir, tmp_path, name):
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     for other in FILES:
         (folder / other).symlink_to(cifar10_dir / "cifar-10-batches-py" / other)
-    whole = (folder / name).read_bytes()
     (folder / name).unlink()
-    for content, word in ((None, "missing"), (whole[:-1], "damaged"), (whole[:-1] + bytes([whole[-1] ^ 1]), "damaged")):
-        if content is not None:
-            (folder / name).write_bytes(content)
-        with pytest.raises(data.DataError) as refused:
-            data.load_splits("cifar10", tmp_path, ("train", "validation"))
-        message = str(refused.value)
-        assert f"{name} is {word}" in message and "\n" not in message
-        assert [other for other in FILES if f"/{other} is" in message] == [name]
+    shutil.copy(cifar10_dir / "cifar-10-batches-py" / name, folder)
+    (folder / name).chmod(0o644)
+    refuse_each_damage(tmp_path, name)
+
+
+@pytest.mark.slow
+def test_archive_of_the_official_files_is_enough(cifar10_dir, tmp_path, monkeypatch):
+    """The folder as a tar.gz, hardly compressed; the official archive has other bytes but the same members."""
+    path = tmp_path / "cifar-10-python.tar.gz"
+    with tarfile.open(path, "w:gz", compresslevel=1) as archive:
+        archive.add(cifar10_dir / "cifar-10-batches-py", "cifar-10-batches-py")
+    monkeypatch.setattr(data, "ARCHIVE_MD5", hashlib.md5(path.read_bytes()).hexdigest())
+    assert len(data.load_splits("cifar10", tmp_path, ["test"])["test"].labels) == 10_000

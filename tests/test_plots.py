@@ -1,18 +1,24 @@
 import shutil
 
+import pytest
+
 import evaluate
+import experiments.dataset_example
 import plots
 import runs
 
 
+@pytest.mark.pictures
 def test_pictures_are_redrawn_from_the_files_alone(finished_run, call, tmp_path):
     shutil.copytree(finished_run("cnn2")[0].parent, tmp_path / "outs")
     shutil.copytree(finished_run("dense")[0], tmp_path / "outs" / "dense")
     call(evaluate.main, "outs/dense/best.pt", "outs/cnn2/best.pt")
     call(evaluate.main, "--robustness", "outs/cnn2/best.pt")
+    call(experiments.dataset_example.main, "--dataset", "digits", "--folder", "outs")
     drawn = {path: path.read_bytes() for path in (tmp_path / "outs").rglob("*.png")}
     names = {path.name for path in drawn}
-    assert names == {*runs.pictures_of_a_run(), "plot_dataset_example.png", "comparison.png", "robustness.png"}
+    assert names == {*runs.pictures_of_a_run(), "comparison.png", "robustness.png", "plot_dataset_example.png"}
+    assert all(picture.startswith(b"\x89PNG") for picture in drawn.values())
     for path in drawn:
         path.unlink()
     for checkpoint in (tmp_path / "outs").rglob("*.pt"):

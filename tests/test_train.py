@@ -1,6 +1,7 @@
 import csv
 import io
 import itertools
+import os
 import resource
 import signal
 
@@ -10,10 +11,12 @@ import torch
 
 import command
 import data
+import evaluate
 import models
+import plots
 import runs
 import train
-from conftest import start
+from conftest import start, write_no_picture
 
 DIGITS = ["--dataset", "digits"]
 FILES = {
@@ -56,14 +59,15 @@ def output_until(process, text):
 def test_one_command_trains_evaluates_and_draws(finished_run, model, accuracy):
     folder, output = finished_run(model)
     assert {path.name for path in folder.iterdir()} == FILES | (set() if model == "dense" else FILTERS)
-    assert (folder.parent / "plot_dataset_example.png").exists()
     saved = np.load(folder / "predictions_test.npz")
     assert (saved["probabilities"].argmax(axis=1) == saved["labels"]).mean() >= accuracy
     assert np.allclose(saved["probabilities"].sum(axis=1), 1, atol=1e-5)
-    # Without a terminal: a line for each epoch, and nothing that only a terminal understands.
-    assert [line.split("/")[0] for line in output.splitlines() if line.startswith("epoch")] == [
-        f"epoch {epoch:>2}" for epoch in range(1, 11)
-    ]
+
+
+def test_without_a_terminal_there_is_a_plain_line_for_each_epoch(finished_run):
+    _, output = finished_run("cnn2")
+    lines = [line.split("/")[0] for line in output.splitlines() if line.startswith("epoch")]
+    assert lines == [f"epoch {epoch:>2}" for epoch in range(1, 11)]
     assert all(character == "\n" or character.isprintable() for character in output)
 
 
@@ -84,32 +88,34 @@ RECIPES = {
 }
 
 
-@pytest.fixture(scope="module", params=RECIPES.values(), ids=RECIPES.keys())
-def killed_run(request, tmp_path_factory):
-    """(options, folder): one run of six epochs without interruption, one killed after three."""
-    folder = tmp_path_factory.mktemp("killed")
-    options = [*request.param, *DIGITS, "--batch-size", 64, "--epochs", 6, "--out-dir", "out"]
-    whole = start("train.py", *options, "--run-name", "whole", folder=folder)
-    _, err = whole.communicate()
-    assert whole.returncode == 0, err
-    killed = start("train.py", *options, "--run-name", "killed", folder=folder)
-    output_until(killed, "epoch 3/6")
-    killed.kill()
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
-    return options, folder
-
-
-def test_killed_and_resumed_is_as_if_never_interrupted(killed_run, call, monkeypatch):
-    options, folder = killed_run
-    monkeypatch.chdir(folder)
-    assert 3 <= runs.load_checkpoint("out/killed/last.pt")["epoch"] < 6
-    code, out, err = call(train.main, *options, "--run-name", "killed", "--resume")
+@pytest.mark.parametrize("options", RECIPES.values(), ids=RECIPES.keys())
+def test_stopped_and_resumed_is_as_if_never_interrupted(call, tmp_path, monkeypatch, few_digits, options):
+    """Stopped in the middle of the second epoch. That a run is killed, at any moment: test_kill.py."""
+    options = [*options, *DIGITS, "--batch-size", 64, "--epochs", 2, "--out-dir", "out"]
+    assert call(train.main, *options, "--run-name", "whole")[0] == 0
+    with monkeypatch.context() as moment:
+        interrupt_call(moment, train, "train_step", number=8)
+        assert call(train.main, *options, "--run-name", "stopped")[0] == 130
+    assert runs.load_checkpoint("out/stopped/last.pt")["epoch"] == 1
+    code, out, err = call(train.main, *options, "--run-name", "stopped", "--resume")
     assert code == 0, err
-    assert_same_weights(folder / "out/whole/last.pt", folder / "out/killed/last.pt")
-    assert_same_weights(folder / "out/whole/best.pt", folder / "out/killed/best.pt")
-    assert history_without_seconds(folder / "out/whole") == history_without_seconds(folder / "out/killed")
-    assert (folder / "out/killed/confusion_matrix_test.png").exists()
+    assert_same_weights(tmp_path / "out/whole/last.pt", tmp_path / "out/stopped/last.pt")
+    assert_same_weights(tmp_path / "out/whole/best.pt", tmp_path / "out/stopped/best.pt")
+    assert history_without_seconds(tmp_path / "out/whole") == history_without_seconds(tmp_path / "out/stopped")
+    assert (tmp_path / "out/stopped/confusion_matrix_test.png").exists()
+
+
+def interrupt_call(monkeypatch, owner, name, number):
+    """Let the call of that number, from 1, of a function raise KeyboardInterrupt in its place."""
+    function, left = getattr(owner, name), [number]
+
+    def interrupted(*arguments, **options):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, interrupted)
 
 
 def quick(call, *options, model="cnn1", epochs=2, code=0):
@@ -118,7 +124,7 @@ def quick(call, *options, model="cnn1", epochs=2, code=0):
     return result
 
 
-def test_same_command_twice_gives_the_same_bits_and_another_seed_others(call, tmp_path):
+def test_same_command_twice_gives_the_same_bits_and_another_seed_others(call, tmp_path, few_digits):
     for name, seed in (("first", 3), ("second", 3), ("other", 4)):
         quick(call, "--seed", seed, "--out-dir", ".", "--run-name", name, model="vgg", epochs=1)
     assert history_without_seconds(tmp_path / "first") == history_without_seconds(tmp_path / "second")
@@ -126,7 +132,7 @@ def test_same_command_twice_gives_the_same_bits_and_another_seed_others(call, tm
     assert history_without_seconds(tmp_path / "first") != history_without_seconds(tmp_path / "other")
 
 
-def test_each_setting_of_the_recipe_does_something(call, tmp_path):
+def test_each_setting_of_the_recipe_does_something(call, tmp_path, few_digits):
     changes = {
         "default": [],
         "learning rate": ["--learning-rate", "1e-3"],
@@ -226,7 +232,7 @@ def interrupted(*arguments, **options):
 def test_extended_run_is_unfinished_until_it_is_evaluated_again(call, tmp_path, monkeypatch):
     quick(call, "--out-dir", ".", epochs=1)
     with monkeypatch.context() as evaluation:
-        evaluation.setattr(train.evaluate, "evaluate_checkpoint", interrupted)
+        evaluation.setattr(evaluate, "evaluate_checkpoint", interrupted)
         quick(call, "--out-dir", ".", "--resume", epochs=2, code=130)
     assert "unfinished" in quick(call, "--out-dir", ".", epochs=2, code=2)[2]
     assert "less" in quick(call, "--out-dir", ".", "--resume", epochs=1, code=2)[2]
@@ -242,7 +248,7 @@ def test_a_stopped_run_can_be_ended_where_it_is(call, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])  # one of them is not what auto chooses
-def test_resumed_run_keeps_its_precision(call, tmp_path, precision):
+def test_resumed_run_keeps_its_precision(call, tmp_path, few_digits, precision):
     quick(call, "--out-dir", ".", "--precision", precision, "--run-name", "whole", epochs=2)
     quick(call, "--out-dir", ".", "--precision", precision, epochs=1)
     quick(call, "--out-dir", ".", "--resume", epochs=2)
@@ -258,8 +264,6 @@ def test_full_disk_at_the_first_save_leaves_the_former_best(call, tmp_path, monk
 
     with monkeypatch.context() as disk:
         disk.setattr(runs.os, "fsync", full)
-        # The examples are the first file to be written; let them, so that the checkpoint meets the full disk.
-        disk.setattr(train, "write_examples", lambda *arguments: None)
         assert "best.pt: No space left" in quick(call, "--out-dir", ".", "--seed", "1", epochs=1, code=2)[2]
     assert (tmp_path / "cnn1/best.pt").read_bytes() == former
 
@@ -283,30 +287,34 @@ def test_loss_that_is_not_finite_stops_the_run(call, tmp_path):
     assert not (tmp_path / "cnn2/last.pt").exists()
 
 
-@pytest.mark.parametrize(("which", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_end_a_run_at_once_and_tell_how_to_go_on(tmp_path, which, code):
+@pytest.mark.parametrize(
+    ("which", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
+def test_signals_end_a_run_at_once_and_tell_how_to_go_on(call, tmp_path, which, code):
     process = start("train.py", "--model", "cnn1", *DIGITS, "--epochs", 100_000, "--run-name", "long", folder=tmp_path)
     output_until(process, "epoch      2/100000")
     process.send_signal(which)
     out, err = process.communicate()
     assert process.returncode == code and "Traceback" not in err
-    command = err.splitlines()[-1].split()
-    assert command[0] == "python" and command[-1] == "--resume"
-    resumed = start("train.py", *command[2:], folder=tmp_path)
-    output_until(resumed, "/100000")
-    resumed.kill()
-    resumed.communicate()
-    runs.load_checkpoint(tmp_path / "outs/digits/long/last.pt")
+    words = err.splitlines()[-1].split()
+    assert words[0] == "python" and words[-1] == "--resume"
+    trained = runs.load_checkpoint(tmp_path / "outs/digits/long/last.pt")["epoch"]
+    code, out, err = call(train.main, *words[2:], "--epochs", trained + 1)
+    assert code == 0 and f"epoch {trained + 1}/{trained + 1}" in out
+
+
+def test_sigterm_is_an_interrupt_with_an_exit_code_of_its_own(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "train_step", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM))
+    code, out, err = quick(call, code=143)
+    assert "start again with the same command" in err and "Traceback" not in err
 
 
 def test_two_runs_never_share_a_folder(call, tmp_path):
-    first = start("train.py", "--model", "cnn1", *DIGITS, "--epochs", 100_000, folder=tmp_path)
-    output_until(first, "epoch      1/100000")
-    for option in ("--overwrite", "--resume"):
-        code, out, err = quick(call, option, code=2)
-        assert "another run is writing" in err and len(err.splitlines()) == 1
-    first.kill()
-    first.communicate()
+    with runs.claim_folder(tmp_path / "outs/digits/cnn1"):
+        for options in ([], ["--overwrite"]):
+            code, out, err = quick(call, *options, code=2)
+            assert "another run is writing" in err and len(err.splitlines()) == 1
+    quick(call, epochs=1)
 
 
 MISTAKES = {
@@ -382,7 +390,7 @@ def test_full_disk_keeps_the_last_good_checkpoint(call, tmp_path, monkeypatch):
 
     def full(handle):
         calls.append(handle)
-        if len(calls) > 5:  # in the second epoch: 1 is of the examples, 2 to 4 of the first
+        if len(calls) > 4:  # in the second epoch: 1 to 3 are of the first
             raise OSError(28, "No space left on device")
         fsync(handle)
 
@@ -404,7 +412,7 @@ def test_a_terminal_gets_a_progress_bar(call, tmp_path, monkeypatch, capsys):
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.chdir(tmp_path)
-    assert train.main(["--model", "cnn1", *DIGITS, "--epochs", "1"]) == 0
+    train.main(["--model", "cnn1", *DIGITS, "--epochs", "1"])
     assert "epoch 1" in terminal.getvalue() and "\r" in terminal.getvalue()
 
 
@@ -436,13 +444,6 @@ def test_bf16_is_chosen_only_where_it_is_native(monkeypatch):
     assert command.choose_precision("bf16", cpu) == "bf16" and command.choose_precision("fp32", cpu) == "fp32"
 
 
-def test_runs_killed_at_random_moments_end_as_if_never_interrupted(tmp_path):
-    process = start("tests/kill_runs.py", 20, folder=tmp_path)
-    out, err = process.communicate()
-    assert process.returncode == 0, err
-    assert out.startswith("20 runs killed")
-
-
 def test_file_that_outgrows_the_disk(call, tmp_path):
     """A limit on the size of files, as a full disk has it: in the midst of writing a checkpoint."""
     options = ["--model", "cnn2", *DIGITS, "--out-dir", "."]
@@ -466,9 +467,9 @@ def test_file_that_outgrows_the_disk(call, tmp_path):
 def two_epochs(tmp_path_factory):
     """The run folder of two uninterrupted epochs, as `quick` trains them."""
     folder = tmp_path_factory.mktemp("two_epochs")
-    process = start("train.py", "--model", "cnn1", *DIGITS, "--epochs", 2, "--out-dir", ".", folder=folder)
-    _, err = process.communicate()
-    assert process.returncode == 0, err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "save", write_no_picture)
+        train.main(["--model", "cnn1", *DIGITS, "--epochs", "2", "--out-dir", str(folder)])
     return folder / "cnn1"
 
 
@@ -476,25 +477,17 @@ def two_epochs(tmp_path_factory):
     ("place", "name", "calls"),
     [
         ("a step", "train.train_step", 50),
-        ("a save", "runs.os.fsync", 5),
-        ("a rename", "runs.os.replace", 6),
+        ("a save", "runs.os.fsync", 4),
+        ("a rename", "runs.os.replace", 5),
         ("the final evaluation", "evaluate.split_metrics", 2),
         ("the last picture", "plots.draw_metric_table", 3),
     ],
 )
 def test_interrupt_at_any_place_is_resumed(call, two_epochs, tmp_path, monkeypatch, place, name, calls):
     owner, _, attribute = name.rpartition(".")
-    owner = {"train": train, "runs.os": runs.os, "evaluate": train.evaluate, "plots": train.plots}[owner]
-    function, left = getattr(owner, attribute), [calls]
-
-    def interrupted(*arguments, **options):
-        left[0] -= 1
-        if left[0] == 0:
-            raise KeyboardInterrupt
-        return function(*arguments, **options)
-
+    owner = {"train": train, "runs.os": runs.os, "evaluate": evaluate, "plots": plots}[owner]
     with monkeypatch.context() as moment:
-        moment.setattr(owner, attribute, interrupted)
+        interrupt_call(moment, owner, attribute, calls)
         _, _, err = quick(call, "--out-dir", ".", epochs=2, code=130)
     assert err.splitlines()[-1].startswith("  python") and err.splitlines()[-1].endswith("--resume"), place
     assert not list(tmp_path.rglob("*.tmp"))

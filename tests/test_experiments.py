@@ -1,0 +1,71 @@
+import json
+import math
+
+import numpy as np
+
+import data
+import evaluate
+import models
+import runs
+import train
+from experiments import ablation, dataset_example, softmax_twice
+
+DIGITS = ["--dataset", "digits", "--folder", "folder"]
+
+
+def test_softmax_twice_trains_on_probabilities_and_is_measured_as_the_network_it_is(call, tmp_path, few_digits):
+    code, out, err = call(softmax_twice.main, *DIGITS, "--epochs", "1")
+    assert code == 0, err
+    first = runs.read_history("folder")
+    floor = math.log(1 + 9 / math.e)  # a perfect prediction's loss
+    assert all(floor < loss < math.log(10) for loss in (first["train_loss"][0], first["validation_loss"][0]))
+    model, checkpoint = models.load_model("folder/best.pt")
+    assert type(model) is models.CNN2
+    test = evaluate.infer(model, data.load_splits("digits", "", ["test"])["test"])
+    metrics = json.loads((tmp_path / "folder/metrics.json").read_text())
+    assert metrics["test"]["loss"] == evaluate.mean_loss_and_accuracy(test)[0]
+    with np.load("folder/predictions_test.npz") as saved:
+        assert np.array_equal(saved["probabilities"], test.probabilities())
+
+
+def test_an_experiment_goes_on_where_it_was_stopped(call, tmp_path, monkeypatch, few_digits):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as first_epoch:
+        first_epoch.setattr(train, "report", interrupted)
+        assert call(softmax_twice.main, *DIGITS, "--epochs", "2")[0] == 130
+    code, out, err = call(softmax_twice.main, *DIGITS, "--epochs", "2")
+    assert code == 0 and "epoch 2/2" in out and "epoch 1/2" not in out, err
+    code, out, err = call(softmax_twice.main, *DIGITS, "--epochs", "3")
+    assert code == 2 and "another recipe" in err and len(err.splitlines()) == 1
+
+
+def test_rows_of_the_ablation_add_up():
+    assert ablation.recipe_of("augment") == train.Recipe(epochs=20, augment=True)
+    assert ablation.recipe_of("short") == train.Recipe(
+        epochs=20,
+        augment=True,
+        schedule="cosine",
+        learning_rate=1e-3,
+        weight_decay=0.1,
+        cutout=8,
+        label_smoothing=0.1,
+    )
+
+
+def test_ablation_trains_a_row_without_the_test_split(call, tmp_path, few_digits, monkeypatch):
+    monkeypatch.setattr(ablation, "EPOCHS", 1)
+    code, out, err = call(ablation.main, "augment", *DIGITS)
+    assert code == 0 and "augment: validation accuracy" in out, err
+    assert {path.name for path in (tmp_path / "folder/augment").iterdir()} == {"best.pt", "last.pt", "history.csv"}
+    assert call(ablation.main, "typo", *DIGITS)[0] == 2
+
+
+def test_example_picture_shows_the_first_images_of_every_class(call, tmp_path):
+    assert call(dataset_example.main, *DIGITS)[0] == 0
+    split = data.load_splits("digits", "", ["train"])["train"]
+    with np.load("folder/plot_dataset_example.npz") as saved:
+        assert saved["classes"].tolist() == data.CLASSES["digits"] and saved["images"].shape == (10, 10, 3, 32, 32)
+        assert np.array_equal(saved["images"][3, 0], split.images[split.labels == 3][0])
+    assert (tmp_path / "folder/plot_dataset_example.png").exists()

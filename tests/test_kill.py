@@ -1,0 +1,15 @@
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_runs_killed_at_random_moments_end_as_if_never_interrupted(count):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kill_runs", str(count)], cwd=ROOT, text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{count} runs killed")
