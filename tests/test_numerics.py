@@ -1,7 +1,7 @@
 """The first losses of a training, as they were when the committed results were made.
 
 Another PyTorch, NumPy or scikit-learn may compute something else without an error: other initial weights, another order
-of the batches, another optimiser. Made with torch 2.14.1 on a CPU in fp32; other instruction sets and numbers of threads
+of the batches, another optimiser. Made with torch 2.14.1 on a CPU in fp32; other instruction sets and thread counts
 stay within the tolerance, a learning rate that is 10 % higher doesn't. `python -m tests.test_numerics` prints them.
 """
 
