@@ -18,7 +18,7 @@ LOSSES = {
     "dense": [2.31761, 2.2909, 2.26024, 2.25227],
     "cnn1": [2.32287, 2.28993, 2.29605, 2.2916],
     "cnn2": [2.31215, 2.30189, 2.30258, 2.30962],
-    "vgg": [2.40054, 2.37301, 2.23906],  # batch normalisation makes the fourth depend on the number of threads
+    "vgg": [2.37579, 2.32198, 2.28961],  # the fourth depends more on the number of threads than on the learning rate
 }
 
 
@@ -26,6 +26,9 @@ def first_losses(name):
     split = data.load_splits("digits", "", ["train"])["train"]
     torch.manual_seed(RECIPE.seed)
     model = models.build(name, *data.channel_statistics(split.images)).train()
+    for layer in model.layers:
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.0  # PyTorch 2.6 and 2.14 draw different masks, which is no mistake
     optimizer = train.make_optimizer(model, RECIPE)
     autocast = train.make_autocast(torch.device("cpu"), "fp32")
     losses = []
