@@ -1,6 +1,7 @@
 """What the tests share. Nothing here or in a test needs a network; real training is done on scikit-learn's digits."""
 
 import contextlib
+import functools
 import io
 import os
 import signal
@@ -22,21 +23,34 @@ ROOT = Path(__file__).resolve().parent.parent
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# The digits are the same each time; resizing them for each of some hundred short runs would take half a minute.
+data.split_digits = functools.cache(data.split_digits)
+
+
 def start(*arguments, folder):
     """Start `python SCRIPT OPTION...` in a folder, its output in pipes."""
     words = [sys.executable, str(ROOT / arguments[0]), *map(str, arguments[1:])]
     return subprocess.Popen(words, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def write_no_picture(figure, path):
-    runs.write_atomically(path, b"drawn, but not as PNG")
-
-
 @pytest.fixture(autouse=True)
-def quick_pictures(request, monkeypatch):
-    """Turning pictures into PNGs would take most of the tests' time: done where a test is marked `pictures`."""
+def no_pictures(request, monkeypatch):
+    """Drawing would take most of the tests' time: files without a picture, unless a test is marked `pictures`."""
     if not request.node.get_closest_marker("pictures"):
-        monkeypatch.setattr(plots, "save", write_no_picture)
+        leave_out_pictures(monkeypatch)
+
+
+def leave_out_pictures(monkeypatch):
+    def draw_run(folder):
+        for name in runs.pictures_of_a_run():
+            if name != "filters.png" or (folder / runs.FILTERS).exists():
+                save(None, folder / name)
+
+    def save(figure, path):
+        runs.write_atomically(path, b"no picture")
+
+    monkeypatch.setattr(plots, "draw_run", draw_run)
+    monkeypatch.setattr(plots, "save", save)
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +117,7 @@ def train_here(model, folder):
     options = ["--epochs", "1", "--learning-rate", "1e-3"] if model == "vgg" else ["--epochs", "10"]
     out_dir = folder / "outs" / "digits"
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as output:
-        patch.setattr(plots, "save", write_no_picture)
+        leave_out_pictures(patch)
         train.main(["--model", model, "--dataset", "digits", *options, "--out-dir", str(out_dir)])
     return output.getvalue()
 

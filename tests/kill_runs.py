@@ -23,7 +23,7 @@ import plots
 import runs
 import train
 
-OPTIONS = ["--model", "cnn1", "--dataset", "digits", "--epochs", "6", "--batch-size", "300", "--augment"]
+OPTIONS = ["--model", "cnn1", "--dataset", "digits", "--epochs", "4", "--batch-size", "300", "--augment"]
 
 
 class Moments:

@@ -232,6 +232,7 @@ def test_pictures_are_named_without_a_data_set(finished_run, call, tmp_path):
     assert call(evaluate.main, folder / "best.pt", "--image", "grey.png")[0] == 0
 
 
+@pytest.mark.pictures
 def test_damaged_history_is_named(finished_run, call, tmp_path):
     shutil.copy(finished_run("cnn2")[0] / "best.pt", tmp_path)
     first_row = "".join((finished_run("cnn2")[0] / "history.csv").read_text().splitlines(keepends=True)[:2])

@@ -11,8 +11,7 @@ import runs
 @pytest.mark.pictures
 def test_pictures_are_redrawn_from_the_files_alone(finished_run, call, tmp_path):
     shutil.copytree(finished_run("cnn2")[0].parent, tmp_path / "outs")
-    shutil.copytree(finished_run("dense")[0], tmp_path / "outs" / "dense")
-    call(evaluate.main, "outs/dense/best.pt", "outs/cnn2/best.pt")
+    evaluate.compare([tmp_path / "outs" / "cnn2"] * 2)
     call(evaluate.main, "--robustness", "outs/cnn2/best.pt")
     call(experiments.dataset_example.main, "--dataset", "digits", "--folder", "outs")
     drawn = {path: path.read_bytes() for path in (tmp_path / "outs").rglob("*.png")}
@@ -28,6 +27,7 @@ def test_pictures_are_redrawn_from_the_files_alone(finished_run, call, tmp_path)
     assert {path: path.read_bytes() for path in (tmp_path / "outs").rglob("*.png")} == drawn
 
 
+@pytest.mark.pictures
 def test_nothing_to_draw_is_said_in_one_line(call, tmp_path):
     code, out, err = call(plots.main, "nowhere")
     assert code == 2 and len(err.splitlines()) == 1 and "nowhere" in err
