@@ -1,33 +1,60 @@
-"""How every command behaves: shared options, one line for a mistake, exit codes, signals."""
+"""How every command behaves: shared options, the machine, one line for a mistake, exit codes, signals.
+
+It is imported before anything that takes time to import, so that Ctrl-C is answered without a traceback from the start.
+"""
 
 import argparse
+import contextlib
+import errno
 import math
 import os
 import platform
 import signal
+import stat
 import sys
+import textwrap
 from pathlib import Path
 
-import torch
+try:
+    import fcntl
+except ImportError:  # Windows: no locks there
+    fcntl = None
 
 DEFAULT_DATA_DIR = Path("data")
 
 
+def leave_quietly(kind, error, traceback):
+    """In place of sys.excepthook: no traceback for a Ctrl-C before run_command, or while another one is answered."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = leave_quietly
+
+
 class UserError(Exception):
-    """Something that the user can put right; the message says in one line what is wrong and what to do."""
+    """Something that the user can put right. Each argument is a line; the first says what is wrong and what to do."""
 
     exit_code = 2
+
+    def __str__(self):
+        return "\n".join(printable(str(line)) for line in self.args)
 
 
 class UsageError(UserError):
     """Options that can't be used, or not together."""
 
 
+def printable(text):
+    """A text from outside (a file, a server, a file's name) that can't do anything to a terminal, in one line."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose complaint is one line, without the usage in front of it."""
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: {message} (--help shows the options)\n")
+        self.exit(2, f"{self.prog}: {printable(message)} (--help shows the options)\n")
 
 
 def add_common_arguments(group):
@@ -59,9 +86,32 @@ def number(kind, low, high):
 
 
 def plain_name(text):
-    if text in ("", "..") or text != Path(text).name:
+    if text in ("", "..") or text != Path(text).name or not text.isprintable():
         raise argparse.ArgumentTypeError(f"{text!r} is not a plain folder name; --out-dir says where it goes")
     return text
+
+
+def read_bytes(path):
+    """A file's content. Raises OSError, also for a pipe or a device, which could keep one waiting for ever."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return Path(path).read_bytes()
+
+
+@contextlib.contextmanager
+def locked(folder, wait):
+    """Hold a folder against other processes that want it so; raises BlockingIOError where one has it and `wait` is
+    False. The system ends it with the process, however that ends."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(handle)
 
 
 def choose_device(name):
@@ -69,6 +119,8 @@ def choose_device(name):
 
     A CPU computes the same by itself, with the same number of threads.
     """
+    import torch
+
     if torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS wants it for that
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -79,13 +131,15 @@ def choose_device(name):
         device = torch.device(name)
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = textwrap.shorten(str(error).partition("\n")[0], 160, placeholder=" ...")
         raise UsageError(f"--device {name} can't be used here: {reason}") from error
     return device
 
 
 def choose_precision(name, device):
     """The precision to train in, bf16 or fp32: auto takes bf16 only where it is native, since emulated it is slow."""
+    import torch
+
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -98,6 +152,8 @@ def choose_precision(name, device):
 
 
 def describe_device(device):
+    import torch
+
     if device.type == "cuda":
         return f"{device.type} ({torch.cuda.get_device_name(device)})"
     cpu = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name") or platform.processor() or platform.machine()
@@ -110,6 +166,8 @@ def describe_environment(device, precision="auto", compile=False, started=None):
     `started` is that of the run's start, where a run goes on: it decides what "auto" precision is, any other
     difference is printed.
     """
+    import torch
+
     if started and precision == "auto":
         precision = started["precision"]
     environment = {
@@ -136,21 +194,47 @@ def print_error(error):
     print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
 
 
+def is_out_of_memory(error):
+    """PyTorch has no class of its own for it on CPUs and Apple's GPUs."""
+    phrases = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)
+
+
 def run_command(main):
     """Call main() and return the exit code: 2 for a mistake of the user's, in one line; 130 and 143 for signals."""
     signal.signal(signal.SIGTERM, raise_terminated)
+    prepare_output()
     try:
-        return main() or 0
+        code = main() or 0
+        sys.stdout.flush()  # so that a full disk or a closed pipe is met here
+        return code
     except UserError as error:
         print_error(error)
         return error.exit_code
-    except OSError as error:
-        print_error(f"{error.filename}: {error.strerror}" if error.filename else error)
-    except RuntimeError as error:
-        # Without a class of its own on CPUs and Apple's GPUs.
-        if not any(phrase in str(error) for phrase in ("out of memory", "can't allocate memory")):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         print_error("out of memory: a smaller --batch-size, or a smaller model, needs less")
+    except OSError as error:
+        if not error.filename:
+            drop_output()
+        print_error(f"{printable(str(error.filename or 'standard output'))}: {error.strerror or error}")
     except KeyboardInterrupt as interrupt:
         return 143 if isinstance(interrupt, Terminated) else 130
     return 2
+
+
+def prepare_output():
+    """Let nothing that is printed end the program: neither a closed stream nor a character that it can't encode."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def drop_output():
+    """Send what is still to be printed nowhere: Python would try it again at its end, and fail again."""
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())

@@ -7,14 +7,18 @@ validation; the official 10,000 test images are the test split.
 scikit-learn's handwritten digits (1,797 images) stand in for a first try without a network, and for the tests.
 """
 
+import command
+
 import contextlib
 import errno
 import hashlib
-import http.client
+import io
 import os
+import shutil
 import tempfile
 import time
 import urllib.request
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,8 +31,6 @@ from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity, extract_archive
 from torchvision.transforms.v2.functional import InterpolationMode, center_crop, crop, pad, rotate
 from tqdm import tqdm
-
-import command
 
 CLASSES = {
     "cifar10": ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
@@ -77,8 +79,10 @@ def load_splits(dataset, data_dir, names=("train", "validation", "test"), split_
     """
     if dataset == "digits":
         splits = split_digits(split_seed)
-    else:
+    elif dataset == "cifar10":
         splits = read_cifar10(Path(data_dir), names, split_seed)
+    else:
+        raise DataError(f"there is no data set {dataset!r}, only {' and '.join(CLASSES)}")
     return {name: splits[name] for name in names}
 
 
@@ -145,26 +149,38 @@ def cifar10_root(data_dir):
     if folder.is_dir():
         yield data_dir
         return
-    if not archive.exists():
-        data_dir.mkdir(parents=True, exist_ok=True)
-        download(archive)
-    elif not check_integrity(archive, ARCHIVE_MD5):
-        raise DataError(f"{archive} is damaged (its MD5 is wrong): remove it to have it fetched again")
     try:
-        temporary, keep = tempfile.TemporaryDirectory(prefix=".extracting-", dir=data_dir), True
-    except OSError:
-        temporary, keep = tempfile.TemporaryDirectory(), False
-    with temporary as extracted:
-        extract_archive(str(archive), extracted)
-        if not keep:
-            yield Path(extracted)
-            return
+        data_dir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise DataError(f"{error.filename} is not a folder: --data-dir names the one for CIFAR-10") from error
+    with command.locked(data_dir, wait=True):  # a second process waits for what the first one fetches
+        remove_leftovers(data_dir)
+        if not archive.exists() and not folder.is_dir():
+            download(archive)
+        elif archive.exists() and not check_integrity(archive, ARCHIVE_MD5):
+            raise DataError(f"{archive} is damaged (its MD5 is wrong): remove it to have it fetched again")
         try:
-            os.replace(Path(extracted) / CIFAR10.base_folder, folder)  # so only a whole folder ever has this name
+            temporary, keep = tempfile.TemporaryDirectory(prefix=".extracting-", dir=data_dir), True
         except OSError:
-            if not folder.is_dir():  # else another run was faster
-                raise
+            temporary, keep = tempfile.TemporaryDirectory(), False
+        with temporary as extracted:
+            if not folder.is_dir():
+                extract_archive(str(archive), extracted)
+            if not keep:
+                yield Path(extracted)
+                return
+            if not folder.is_dir():
+                os.replace(Path(extracted) / CIFAR10.base_folder, folder)  # so only a whole folder ever has this name
     yield data_dir
+
+
+def remove_leftovers(data_dir):
+    """Remove what a process left that was killed while it fetched or extracted; only for who has locked the folder."""
+    for leftover in data_dir.glob(".extracting-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in data_dir.glob(f".{CIFAR10.filename}.*.part"):
+        with contextlib.suppress(OSError):
+            leftover.unlink()
 
 
 def download(archive):
@@ -181,16 +197,17 @@ def download(archive):
                 try:
                     fetch(url, file, may_be_slow=url == MIRRORS[-1])
                     break
-                except (OSError, http.client.HTTPException) as error:
+                except Exception as error:  # a server can make urllib raise anything
                     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                         raise DataError(f"{archive.parent} can't be written: {error.strerror}") from error
-                    reasons.append(f"  {url}: {str(error).strip('<>')}")
+                    reasons.append(command.printable(f"  {url}: {str(error).strip('<>')}"))
                     print(reasons[-1], flush=True)
             else:
                 raise DataError(
-                    "CIFAR-10 could not be fetched:\n" + "\n".join(reasons) + f"\nEither put {archive.name} or the "
-                    f"folder {CIFAR10.base_folder} into {archive.parent} yourself, or try everything offline with "
-                    "--dataset digits."
+                    "CIFAR-10 could not be fetched:",
+                    *reasons,
+                    f"Either put {archive.name} or the folder {CIFAR10.base_folder} into {archive.parent} yourself, or "
+                    "try everything offline with --dataset digits.",
                 )
         os.replace(partial, archive)
     finally:
@@ -317,15 +334,30 @@ def examples(split, per_class):
 def read_picture(path):
     """Any picture that PIL reads -> uint8 [1, 3, 32, 32]: upright, its centre square, resized with antialiasing.
 
-    Transparent parts become white. Raises DataError where the file is missing or no picture.
+    Transparent parts become white. Raises DataError where the file is missing, no picture, or too large for PIL.
     """
     try:
-        with Image.open(path) as file:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            file = Image.open(io.BytesIO(command.read_bytes(path)))
+        with file:
             picture = ImageOps.exif_transpose(file)
-            if picture.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip at 255
-                picture = Image.fromarray((np.asarray(picture) / 257).clip(0, 255).astype(np.uint8))
+            if picture.mode.startswith("I") or picture.mode == "F":  # convert() would clip them at 255
+                whites = (1, 255) if picture.mode == "F" else (65_535,)
+                picture = Image.fromarray(to_bytes(np.asarray(picture, np.float64), whites))
             square = ImageOps.fit(picture.convert("RGBA"), (32, 32), Image.Resampling.LANCZOS)
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path} has over {2 * Image.MAX_IMAGE_PIXELS:,} pixels: make it smaller first") from error
     except Exception as error:  # PIL's readers raise anything for a damaged file
         raise DataError(f"{path} can't be read as a picture: {error}") from error
     pixels = np.array(Image.alpha_composite(Image.new("RGBA", square.size, "white"), square).convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
+
+
+def to_bytes(grey, whites):
+    """Grey values [H, W] as uint8. White is the first of `whites` that none exceeds; raises ValueError where all are
+    exceeded, since then nobody knows what is white."""
+    for white in whites:
+        if grey.min() >= 0 and grey.max() <= white:
+            return (grey * (255 / white)).astype(np.uint8)
+    raise ValueError(f"it has values from {grey.min():g} to {grey.max():g}, not from 0 to {whites[-1]:,}")

@@ -8,6 +8,8 @@ Usage:
     python evaluate.py --robustness                         test accuracy under shifts and rotations, of all of them
 """
 
+import command
+
 import itertools
 import json
 import math
@@ -21,13 +23,13 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, precision_recall_fscore_support
 from torch.nn.functional import nll_loss
 
-import command
 import data
 import models
 import plots
 import runs
 
 CALIBRATION_BINS = 15  # of equal width, as in Guo et al. 2017
+DECIMALS = 6  # of what is written: the others differ from one processor to the next
 MISTAKES = 25  # of the most confident ones, to be looked at
 SHIFTS, ROTATIONS = range(9), range(0, 91, 10)  # pixels and degrees in which robustness is measured
 # Images predicted at a time. With more, a layer's output has over 32 MB, which glibc's malloc maps anew each time, at
@@ -39,7 +41,7 @@ def main(argv=None):
     arguments = parse_arguments(argv)
     device = command.choose_device(arguments.device)
     named = arguments.checkpoint or sorted(runs.DEFAULT_OUT_DIR["cifar10"].glob(f"*/{runs.BEST}"))
-    checkpoints = list({path.resolve(): path for path in named}.values())  # each once
+    checkpoints = list({os.path.realpath(path): path for path in named}.values())  # each once
     if not checkpoints:
         raise runs.CheckpointError(f"no checkpoint named, and no best.pt under {runs.DEFAULT_OUT_DIR['cifar10']}")
     if arguments.image:
@@ -50,13 +52,18 @@ def main(argv=None):
         raise runs.CheckpointError(
             f"checkpoints of different data sets can't be compared: {', '.join(sorted(datasets))}"
         )
+    folders = [results_folder(path) for path in checkpoints]
+    if len(set(map(os.path.realpath, folders))) < len(folders):
+        raise command.UsageError("two of these checkpoints would write to the same folder: evaluate them one by one")
+    out_dir = arguments.out_dir or Path(os.path.realpath(folders[0])).parent
     if arguments.robustness:
-        measure_robustness(checkpoints, arguments.data_dir, device)
+        measure_robustness(checkpoints, arguments.data_dir, device, out_dir)
         return 0
-    for path in checkpoints:
-        evaluate_checkpoint(path, arguments.data_dir, device)
+    for path, folder in zip(checkpoints, folders):
+        with runs.claim_folder(folder):
+            evaluate_checkpoint(path, arguments.data_dir, device)
     if len(checkpoints) > 1:
-        compare([results_folder(path) for path in checkpoints])
+        compare(folders, out_dir)
     return 0
 
 
@@ -76,7 +83,12 @@ def parse_arguments(argv):
     task.add_argument(
         "--robustness",
         action="store_true",
-        help="measure the accuracy on shifted and on rotated test images instead; writes robustness.csv and .png anew",
+        help="measure the accuracy on shifted and on rotated test images instead",
+    )
+    parser.add_argument(
+        "--out-dir",
+        type=Path,
+        help="folder for comparison.* or robustness.* (default: the one that holds the first run)",
     )
     command.add_common_arguments(parser)
     return parser.parse_args(argv)
@@ -92,8 +104,8 @@ class Predictions(NamedTuple):
     labels: torch.Tensor
 
     def probabilities(self) -> np.ndarray:
-        """float32 [N, 10]."""
-        return self.log_probabilities.exp().numpy()
+        """float32 [N, 10], rounded, so that every machine finds the same class where two are equally probable."""
+        return self.log_probabilities.exp().numpy().round(DECIMALS)
 
 
 def infer(model, split) -> Predictions:
@@ -107,8 +119,8 @@ def infer(model, split) -> Predictions:
 def mean_loss_and_accuracy(predictions: Predictions):
     """Cross-entropy and share of right predictions, each the mean over the samples, as two floats."""
     log_probabilities, labels = predictions
-    right = predictions.probabilities().argmax(axis=1) == labels.numpy()  # as in predictions_test.npz, ties included
-    return nll_loss(log_probabilities.double(), labels).item(), float(right.mean())
+    right = log_probabilities.exp().argmax(dim=1) == labels
+    return nll_loss(log_probabilities.double(), labels).item(), right.double().mean().item()
 
 
 def evaluate_checkpoint(path, data_dir, device):
@@ -122,7 +134,6 @@ def evaluate_checkpoint(path, data_dir, device):
     model, checkpoint = models.load_model(path)
     model.to(device)
     folder = results_folder(path)
-    folder.mkdir(parents=True, exist_ok=True)
     splits = data.load_splits(checkpoint["dataset"], data_dir, split_seed=checkpoint["split_seed"])
     metrics = {
         "model": checkpoint["model"],
@@ -139,7 +150,7 @@ def evaluate_checkpoint(path, data_dir, device):
     predictions = {}
     for name, split in splits.items():
         predictions[name] = infer(model, split.to(device))
-        metrics[name] = split_metrics(predictions[name], checkpoint["classes"])
+        metrics[name] = rounded(split_metrics(predictions[name], checkpoint["classes"]))
         print(f"\n{name}\n{format_metrics(metrics[name])}", flush=True)
     write_predictions(folder, splits["test"].images, predictions["test"], checkpoint["classes"])
     convolutions = [layer for layer in model.layers if isinstance(layer, torch.nn.Conv2d)]
@@ -149,6 +160,15 @@ def evaluate_checkpoint(path, data_dir, device):
     plots.draw_run(folder)
     print(f"\nTables and pictures are in {folder}")
     return metrics
+
+
+def rounded(value):
+    """A number, or all that stand in dicts and lists, to what is the same on every machine."""
+    if isinstance(value, dict):
+        return {key: rounded(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [rounded(part) for part in value]
+    return round(value, DECIMALS) if isinstance(value, float) else value
 
 
 def write_predictions(folder, images, predictions: Predictions, classes):
@@ -182,9 +202,10 @@ def results_folder(checkpoint_path):
 
 def split_metrics(predictions: Predictions, classes):
     """All metrics of one split as a plain dict."""
-    loss, accuracy = mean_loss_and_accuracy(predictions)
+    loss, _ = mean_loss_and_accuracy(predictions)
     probabilities, labels = predictions.probabilities(), predictions.labels.numpy()
     predicted = probabilities.argmax(axis=1)
+    accuracy = float((predicted == labels).mean())
     matrix = confusion_matrix(labels, predicted, labels=range(len(classes)))
     per_class = precision_recall_fscore_support(labels, predicted, labels=range(len(classes)), zero_division=0)
     total = len(labels)
@@ -262,8 +283,8 @@ def format_metrics(metrics):
     return f"{format_table(runs.metric_rows(metrics))}\n{runs.metric_summary(metrics)}, {metrics['samples']:,} images"
 
 
-def compare(folders):
-    """Write comparison.csv, .md and .png over the results of several runs into the folder that holds the first.
+def compare(folders, out_dir):
+    """Print a comparison of the results of several runs, and write it as comparison.csv, .md and .png into `out_dir`.
 
     A row for each run, from the lowest test accuracy to the highest, and each against the one before it by McNemar's
     exact test on the same test images.
@@ -271,7 +292,7 @@ def compare(folders):
     folders = [Path(folder).resolve() for folder in folders]
     results = []
     for folder, name in zip(folders, run_names(folders)):
-        metrics = json.loads((folder / runs.METRICS).read_text())
+        metrics = runs.read_metrics(folder)
         test = metrics["test"]
         row = {
             "model": name,
@@ -295,11 +316,22 @@ def compare(folders):
     for (that, that_right), (this, this_right) in itertools.pairwise(results):
         this |= dict(zip(columns, (that["model"], *mcnemar(this_right, that_right))))
     tables = [summary, table_rows([{name: row[name] for name in ("model", *columns)} for row in rows[1:]])]
-    out_dir = folders[0].parent
-    runs.write_atomically(out_dir / runs.COMPARISON, runs.csv_bytes(rows))
-    runs.write_atomically((out_dir / runs.COMPARISON).with_suffix(".md"), "\n".join(map(markdown, tables)).encode())
-    plots.draw_comparison(out_dir)
-    print("", *map(format_table, tables), f"The comparison is in {out_dir}", sep="\n\n")
+    print("", *map(format_table, tables), sep="\n\n")
+    if may_write(out_dir / runs.COMPARISON, rows):
+        runs.write_atomically(out_dir / runs.COMPARISON, runs.csv_bytes(rows))
+        runs.write_atomically((out_dir / runs.COMPARISON).with_suffix(".md"), "\n".join(map(markdown, tables)).encode())
+        plots.draw_comparison(out_dir)
+        print(f"\nThe comparison is in {out_dir}")
+
+
+def may_write(path, rows):
+    """Whether the rows, dicts with "model", can be written as `path` without losing another model's; says if not."""
+    out_dir = path.parent
+    out_dir.mkdir(parents=True, exist_ok=True)
+    lost = {row["model"] for row in runs.read_rows(path)} - {row["model"] for row in rows} if path.exists() else set()
+    if lost:
+        print(f"\nNot written: {path} is also about {', '.join(sorted(lost))}. --out-dir names another folder.")
+    return not lost
 
 
 def seconds_per_epoch(folder, metrics):
@@ -311,8 +343,8 @@ def seconds_per_epoch(folder, metrics):
 
 def right_predictions(folder):
     """Where a run's saved test predictions are right, bool [N]."""
-    with np.load(folder / runs.PREDICTIONS) as saved:
-        return saved["probabilities"].argmax(axis=1) == saved["labels"]
+    probabilities, labels = runs.read_arrays(folder / runs.PREDICTIONS, "probabilities", "labels")
+    return probabilities.argmax(axis=1) == labels
 
 
 def run_names(folders):
@@ -333,12 +365,11 @@ def mcnemar(this, that):
     return only_this, only_that, min(1.0, 2 * tail / 2**differing)
 
 
-def measure_robustness(checkpoints, data_dir, device):
+def measure_robustness(checkpoints, data_dir, device, out_dir):
     """Write robustness.csv and .png: test accuracy by shift, the mean over the four directions, and by angle, the mean
-    over both senses of rotation; into the folder that holds the first checkpoint's results."""
+    over both senses of rotation."""
     rows = []
     folders = [results_folder(path).resolve() for path in checkpoints]
-    out_dir = folders[0].parent
     for path, name in zip(checkpoints, run_names(folders)):
         model, checkpoint = models.load_model(path)
         model.to(device)
@@ -352,8 +383,6 @@ def measure_robustness(checkpoints, data_dir, device):
             turned = (data.rotated(split.images, angle) for angle in (degrees, -degrees))
             accuracy = mean_accuracy(model, split, turned) if degrees else unchanged
             rows.append({"model": name, "transformation": "rotation", "amount": degrees, "test_accuracy": accuracy})
-        runs.write_atomically(out_dir / runs.ROBUSTNESS, runs.csv_bytes(rows))
-        plots.draw_robustness(out_dir)
         print(f"{name}: done", flush=True)
     for transformation, amounts in (("shift", SHIFTS), ("rotation", ROTATIONS)):
         table = [[transformation, *map(str, amounts)]]
@@ -361,7 +390,10 @@ def measure_robustness(checkpoints, data_dir, device):
             chosen = [row for row in rows if (row["model"], row["transformation"]) == (name, transformation)]
             table.append([name, *(f"{row['test_accuracy']:.1%}" for row in chosen)])
         print(f"\n{format_table(table)}")
-    print(f"\nThe picture is in {out_dir}")
+    if may_write(out_dir / runs.ROBUSTNESS, rows):
+        runs.write_atomically(out_dir / runs.ROBUSTNESS, runs.csv_bytes(rows))
+        plots.draw_robustness(out_dir)
+        print(f"\nThe picture is in {out_dir}")
 
 
 def mean_accuracy(model, split, variants):
@@ -398,7 +430,7 @@ def format_cell(column, value):
 def predict_pictures(checkpoints, pictures, device, top=5):
     """Print the likeliest classes of each picture. A picture that can't be read gets one line on stderr; True where
     there was none."""
-    images = {}
+    images, pictures = {}, dict.fromkeys(pictures)  # each once
     for picture in pictures:
         try:
             images[picture] = data.read_picture(picture).to(device)
@@ -410,7 +442,7 @@ def predict_pictures(checkpoints, pictures, device, top=5):
         for picture, image in images.items():
             with torch.inference_mode():
                 probabilities, classes = model(image)[0].topk(top)
-            print(f"\n{picture} ({checkpoint['model']})")
+            print(f"\n{command.printable(str(picture))} ({checkpoint['model']})")
             for probability, label in zip(probabilities.tolist(), classes.tolist()):
                 print(f"  {checkpoint['classes'][label]:<12}{probability:7.2%}")
     return len(images) == len(pictures)

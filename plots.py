@@ -5,20 +5,25 @@ Usage:
     python plots.py outs/exercise_04        redraw all pictures of all runs under a folder
 """
 
+import command
+
 import io
 import itertools
-import json
 import sys
+import warnings
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
-import command
 import runs
+
+matplotlib.rcdefaults()  # the same pictures whatever a matplotlibrc says
+matplotlib.rcParams["text.parse_math"] = False  # dollar signs in a name are dollar signs
 
 FEW = 10  # the reliability diagram shows no accuracy of fewer images than this
 # Okabe & Ito's colours, told apart by the colour-blind; dashes and markers tell them apart in grey.
@@ -43,11 +48,8 @@ def main(argv=None):
         (runs.ROBUSTNESS, draw_robustness),
     ):
         for path in sorted(folder.rglob(name)):
-            try:
-                draw(path.parent)
-            except Exception as error:  # damaged files raise anything
-                raise PlotError(f"can't draw {path} and what is beside it: {error}") from error
-            drawn.append(str(path))
+            draw(path.parent)
+            drawn.append(command.printable(str(path)))
     if not drawn:
         raise PlotError(f"there are no results under {folder}")
     print("Redrawn what belongs to " + ", ".join(drawn))
@@ -56,7 +58,7 @@ def main(argv=None):
 def draw_run(folder):
     """Draw every picture of a run folder from its metrics.json and, where there are any, the files beside it."""
     folder = Path(folder)
-    metrics = json.loads((folder / runs.METRICS).read_text())
+    metrics = runs.read_metrics(folder)
     if (folder / runs.HISTORY).exists():
         draw_loss(folder, metrics)
     for split in runs.SPLITS:
@@ -73,7 +75,9 @@ def save(figure, path):
     """Write a figure as PNG, the same file for the same picture. Figure.savefig would lay it out and draw it twice."""
     figure.set_dpi(150)
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of a name in another script: a box will do
+        canvas.draw()
     picture = io.BytesIO()
     Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(picture, format="png")
     runs.write_atomically(path, picture.getvalue())
@@ -86,7 +90,7 @@ def inside(axes, x, y, text, **style):
 
 def run_title(folder, metrics):
     """The model's name, and in brackets the run's where that is another."""
-    run = folder.resolve().name
+    run = command.printable(folder.resolve().name)
     return metrics["model"] if run == metrics["model"] else f"{metrics['model']} ({run})"
 
 
@@ -229,10 +233,9 @@ def draw_calibration(folder, metrics):
 
 def draw_mistakes(folder, metrics):
     """mistakes.png: the test images that were given a wrong class with the highest probability."""
-    with np.load(folder / runs.MISTAKES) as saved:
-        images, labels, probabilities, classes = (
-            saved[name] for name in ("images", "labels", "probabilities", "classes")
-        )
+    images, labels, probabilities, classes = runs.read_arrays(
+        folder / runs.MISTAKES, "images", "labels", "probabilities", "classes"
+    )
     figure = Figure(figsize=(8, 9.2), layout="constrained")
     axes = figure.subplots()
     axes.axis("off")
@@ -261,8 +264,7 @@ def draw_mistakes(folder, metrics):
 
 def draw_filters(folder, metrics):
     """filters.png: the kernels of the first convolution as colour pictures, on one scale with grey for 0."""
-    with np.load(folder / runs.FILTERS) as saved:
-        weights = saved["weights"]
+    (weights,) = runs.read_arrays(folder / runs.FILTERS, "weights")
     largest = np.abs(weights).max()
     tiles = (0.5 + weights / (2 * largest)).repeat(16, axis=2).repeat(16, axis=3)
     columns = 16
@@ -289,8 +291,7 @@ def mosaic(tiles):
 
 def draw_examples(out_dir):
     """plot_dataset_example.png: a row of training images for every class."""
-    with np.load(Path(out_dir) / runs.EXAMPLES) as saved:
-        images, classes = saved["images"], saved["classes"]
+    images, classes = runs.read_arrays(Path(out_dir) / runs.EXAMPLES, "images", "classes")
     picture = mosaic(images)
     side = len(picture) / len(classes)
     figure = Figure(figsize=(8, 7), layout="constrained")

@@ -1,22 +1,23 @@
 """A run folder: its files' names, whole-or-nothing writing, checkpoints, the lock against a second run."""
 
+import command
+
 import contextlib
 import csv
+import dataclasses
 import hashlib
 import io
+import json
+import math
 import os
 import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
-import command
-
-try:
-    import fcntl
-except ImportError:  # Windows: no lock against a second run there
-    fcntl = None
+from recipe import Recipe
 
 DEFAULT_OUT_DIR = {"cifar10": Path("outs/exercise_04"), "digits": Path("outs/digits")}
 
@@ -38,6 +39,18 @@ COMPARISON = "comparison.csv"
 ROBUSTNESS = "robustness.csv"
 
 SPLITS = ("train", "validation", "test")
+METRIC_KEYS = {
+    "samples",
+    "loss",
+    "accuracy",
+    "accuracy_interval",
+    "balanced_accuracy",
+    "expected_calibration_error",
+    "calibration_bins",
+    "macro",
+    "per_class",
+    "confusion_matrix",
+}
 METRIC_COLUMNS = ("precision", "recall", "f1", "specificity")
 
 FORMAT_VERSION = 1
@@ -56,6 +69,15 @@ CHECKPOINT_FIELDS = {
     "weights": dict,
 }
 RESUME_FIELDS = {"optimizer": dict, "history": list}
+HISTORY_COLUMNS = (
+    "epoch",
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "learning_rate",
+    "seconds",
+)
 
 
 class ResultsError(command.UserError):
@@ -81,20 +103,13 @@ def claim_folder(folder):
             pass  # so it can be written to
     except OSError as error:
         raise command.UsageError(f"the run folder {folder} can't be written: {error.strerror}") from error
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system ends it with the process, however that ends
-        except BlockingIOError:
-            raise command.UsageError(f"another run is writing to {folder}: choose another --run-name") from None
-        for leftover in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
-            leftover.unlink()
-        yield
-    finally:
-        os.close(handle)
+        with command.locked(folder, wait=False):
+            for leftover in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
+                leftover.unlink()
+            yield
+    except BlockingIOError:
+        raise command.UsageError(f"another run is writing to {folder}: choose another --run-name") from None
 
 
 def remove_former_run(folder):
@@ -140,9 +155,14 @@ def write_arrays(path, **arrays):
 
 
 def read_rows(path):
-    """A CSV file as a list of dicts from column to text."""
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+    """A CSV file as a list of at least one dict from column to text; raises ResultsError where it is damaged."""
+    try:
+        rows = list(csv.DictReader(io.StringIO(command.read_bytes(path).decode(), newline="")))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ResultsError(f"{path} is damaged") from error
+    if not rows or any(None in row or None in row.values() for row in rows):
+        raise ResultsError(f"{path} is damaged")
+    return rows
 
 
 def read_history(folder):
@@ -150,8 +170,29 @@ def read_history(folder):
     path = Path(folder) / HISTORY
     rows = read_rows(path)
     try:
-        return {column: np.array([float(row[column]) for row in rows]) for column in rows[0]}
-    except (IndexError, TypeError, ValueError) as error:
+        return {column: np.array([float(row[column]) for row in rows]) for column in HISTORY_COLUMNS}
+    except (KeyError, ValueError) as error:
+        raise ResultsError(f"{path} is damaged") from error
+
+
+def read_metrics(folder):
+    """metrics.json as a dict."""
+    path = Path(folder) / METRICS
+    try:
+        metrics = json.loads(command.read_bytes(path))
+        if metrics.keys() >= {"model", "best_epoch"} and all(metrics[split].keys() >= METRIC_KEYS for split in SPLITS):
+            return metrics
+    except (ValueError, KeyError, AttributeError):
+        pass
+    raise ResultsError(f"{path} is damaged")
+
+
+def read_arrays(path, *names):
+    """The arrays of those names in an .npz file, as a list."""
+    try:
+        with np.load(io.BytesIO(command.read_bytes(path))) as saved:
+            return [saved[name] for name in names]
+    except (ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise ResultsError(f"{path} is damaged") from error
 
 
@@ -196,13 +237,14 @@ def load_checkpoint(path):
 
     Raises OSError where the file can't be read, CheckpointError where it is damaged, foreign or of another version.
     """
-    path = Path(path)
-    content = path.read_bytes()
+    content = command.read_bytes(path)
     if hashlib.sha256(content[:-64]).hexdigest().encode() != content[-64:]:
         raise CheckpointError(f"{path} is damaged, or is not a checkpoint of this project")
     try:
         checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises anything, also for objects that weights_only refuses
+        if command.is_out_of_memory(error):
+            raise
         raise CheckpointError(f"{path} is not a checkpoint of this project") from error
     if not isinstance(checkpoint, dict) or "format_version" not in checkpoint:
         raise CheckpointError(f"{path} is not a checkpoint of this project")
@@ -214,4 +256,49 @@ def load_checkpoint(path):
         raise CheckpointError(f"{path} has missing or unknown entries: {', '.join(wrong)}")
     if wrong := [name for name, kind in fields.items() if not isinstance(checkpoint[name], kind)]:
         raise CheckpointError(f"{path} has entries of the wrong type: {', '.join(wrong)}")
-    return checkpoint
+    if wrong := [name for name in fields if name in VALID and not VALID[name](checkpoint[name])]:
+        raise CheckpointError(f"{path} has impossible values: {', '.join(wrong)}")
+    if "history" in fields and [row["epoch"] for row in checkpoint["history"]] != [*range(1, checkpoint["epoch"] + 1)]:
+        raise CheckpointError(f"{path} has a history of other epochs")
+    try:
+        settings = dataclasses.asdict(Recipe(**checkpoint["settings"]))  # an older file gets the defaults
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} has impossible settings: {error}") from error
+    return checkpoint | {"settings": settings}
+
+
+def is_number(value):
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def is_plain(value):
+    """Whether a value is a finite number, a printable text, or None."""
+    return value is None or is_number(value) or (isinstance(value, str) and value.isprintable())
+
+
+def is_row(row):
+    """Whether a value is an epoch's row of the history."""
+    return isinstance(row, dict) and row.keys() == set(HISTORY_COLUMNS) and all(map(is_number, row.values()))
+
+
+def is_finite(weight):
+    plain = isinstance(weight, torch.Tensor) and weight.layout == torch.strided
+    return plain and weight.dtype in (torch.float32, torch.int64) and np.isfinite(weight.numpy()).all()
+
+
+# What the entries of a checkpoint have to be besides their type. Whether the weights fit, the network knows, and
+# whether there is such a data set, data.py.
+VALID = {
+    "model": is_plain,
+    "dataset": is_plain,
+    "classes": lambda classes: len(classes) == 10 and all(isinstance(name, str) and is_plain(name) for name in classes),
+    "epoch": lambda epoch: epoch > 0,
+    "split_seed": lambda seed: 0 <= seed < 2**32,
+    "environment": lambda environment: (
+        all(is_plain(part) for item in environment.items() for part in item)
+        and environment.get("precision") in ("fp32", "bf16")
+    ),
+    "seconds": is_number,
+    "weights": lambda weights: all(map(is_finite, weights.values())),
+    "history": lambda history: all(map(is_row, history)),
+}

@@ -7,6 +7,8 @@ Usage:
     python train.py --model cnn2 --resume                   go on where a stopped run was
 """
 
+import command
+
 import dataclasses
 import math
 import shlex
@@ -18,34 +20,15 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-import command
 import data
 import evaluate
 import models
 import runs
+from recipe import Recipe, add_options, given_settings
 
 WARM_UP = 0.05  # the share of all steps in which the cosine schedule rises
 CHECK_EVERY = 50  # steps between two looks at whether the loss is still finite: each makes a GPU wait
 ADVICE = "what was saved before is kept. Start again with a lower --learning-rate"
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How a network is trained: the options of the same names, and "settings" in the checkpoints of a run.
-
-    The defaults are the exercise's, and what a checkpoint means that is older than a field.
-    """
-
-    epochs: int = 80
-    learning_rate: float = 1e-4
-    batch_size: int = 32
-    weight_decay: float = 0.01
-    target_loss: float | None = None  # a validation loss that ends the training
-    augment: bool = False
-    cutout: int = 0  # pixels
-    label_smoothing: float = 0.0
-    schedule: str = "constant"  # or "cosine"
-    seed: int = 0
 
 
 class NotFinite(command.UserError):
@@ -83,7 +66,7 @@ def main(argv=None):
                 about = {"model": arguments.model, "dataset": arguments.dataset, "environment": environment}
                 train(model, splits, recipe, folder, about, saved)
             evaluate.evaluate_checkpoint(folder / runs.BEST, arguments.data_dir, device)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, BrokenPipeError):
             resumable = last.exists() and (saved or last.stat().st_mtime_ns != former)
             hint = resume_command() if resumable else "No epoch is complete yet: start again with the same command."
             print(f"\nStopped. {hint}", file=sys.stderr)
@@ -111,7 +94,7 @@ def train(model, splits, recipe: Recipe, folder, about, saved=None):
     history = []
     if saved:
         models.load_weights(model, saved["weights"], folder / runs.LAST)
-        optimizer.load_state_dict(saved["optimizer"])
+        load_optimizer(optimizer, saved["optimizer"], folder / runs.LAST)
         history = list(saved["history"])
     forward = torch.compile(model.logits) if environment["compile"] else model.logits
     autocast = make_autocast(device, environment["precision"])
@@ -197,6 +180,21 @@ def make_optimizer(model, recipe: Recipe):
     return torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
 
 
+def load_optimizer(optimizer, saved, path):
+    """Take over what an optimiser has gathered, not its settings, which are the recipe's; raises CheckpointError."""
+    try:
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["state"]})
+        states = [(weight, optimizer.state[weight]) for group in optimizer.param_groups for weight in group["params"]]
+        fits = all(
+            state and all(part.shape in (weight.shape, ()) and part.isfinite().all() for part in state.values())
+            for weight, state in states
+        )
+    except Exception:  # it raises anything for a state that isn't one
+        fits = False
+    if not fits:
+        raise runs.CheckpointError(f"{path} has an optimiser state that doesn't fit its model")
+
+
 def learning_rate_at(step, total_steps, recipe: Recipe):
     """The learning rate of a step, counted from 0 over all epochs: no state that a resume could lose."""
     if recipe.schedule == "constant":
@@ -231,11 +229,6 @@ def is_finished(folder):
     return has_ended(saved.get("history"), Recipe(**saved["settings"])) and (folder / runs.METRICS).exists()
 
 
-def given_settings(arguments):
-    """The recipe's options that were given, as a dict from field to value."""
-    return {name: value for name in Recipe.__annotations__ if (value := getattr(arguments, name)) is not None}
-
-
 def load_run(folder, name, dataset, given):
     """The checkpoint to go on from, last.pt, if it is one of network `name` on the data set whose recipe can become the
     `given` one (fields of Recipe in a dict); raises UsageError or CheckpointError where it isn't."""
@@ -247,7 +240,7 @@ def load_run(folder, name, dataset, given):
     for field, expected in (("model", name), ("dataset", dataset)):
         if saved[field] != expected:
             raise command.UsageError(f"{last} is of --{field} {saved[field]}, not {expected}")
-    before = dataclasses.asdict(Recipe(**saved["settings"]))
+    before = saved["settings"]
     # What decides when the run ends may change, unless the learning rate depends on it; what an epoch does may not.
     may_change = {"target_loss"} if before["schedule"] == "cosine" else {"target_loss", "epochs"}
     for field, now in given.items():
@@ -255,7 +248,12 @@ def load_run(folder, name, dataset, given):
             raise command.UsageError(
                 f"{last} is of a run with {field} {before[field]}, not {now}: leave that option out"
             )
-    trained = max(saved["epoch"], best["epoch"])  # a kill can leave best.pt one epoch ahead
+    history = saved["history"]
+    spent = [sum(row["seconds"] for row in history[: best["epoch"]]), best["seconds"]]
+    ahead = best["epoch"] == len(history) + 1 and spent[0] <= spent[1]  # what a kill between the two files leaves
+    if not ahead and (not history or best["epoch"] != runs.best_epoch(history) or not math.isclose(*spent)):
+        raise command.UsageError(f"{folder / runs.BEST} is not of the run in {last}: start again with --overwrite")
+    trained = max(saved["epoch"], best["epoch"])
     if given.get("epochs", trained) < trained:
         raise command.UsageError(f"{folder} has been trained for {trained} epochs: --epochs can't be less")
     return saved
@@ -301,12 +299,6 @@ def resume_command():
 
 
 def parse_arguments(argv):
-    def setting(name, help, **how):
-        """An option of the recipe. None unless given, so that a resumed run can tell."""
-        default = getattr(Recipe, name)
-        default = "off" if default is None or default is False else default
-        recipe.add_argument(f"--{name.replace('_', '-')}", default=None, help=f"{help} (default: {default})", **how)
-
     parser = command.Parser(description="Train a network and evaluate its best epoch.", allow_abbrev=False)
     what = parser.add_argument_group("what to train")
     what.add_argument("--model", required=True, choices=models.MODELS, help="the network")
@@ -314,18 +306,7 @@ def parse_arguments(argv):
         "--dataset", choices=data.CLASSES, default="cifar10", help="digits needs no download (default: %(default)s)"
     )
 
-    recipe = parser.add_argument_group("recipe", "the defaults are the exercise's")
-    number = command.number
-    setting("epochs", "passes over the training split", type=number(int, 1, 10**6))
-    setting("learning_rate", "AdamW's step size", type=number(float, 1e-12, 1e12))
-    setting("batch_size", "images per step", type=number(int, 1, 10**4))
-    setting("weight_decay", "AdamW's decoupled weight decay", type=number(float, 0, 1e12))
-    setting("target_loss", "stop once the validation loss is as low", type=number(float, 0, 1e12))
-    setting("augment", "flip and shift training images at random", action="store_true")
-    setting("cutout", "side of a square hidden in each training image, in pixels", type=number(int, 0, 32))
-    setting("label_smoothing", "share of the target spread over all classes", type=number(float, 0, 1))
-    setting("schedule", "of the learning rate; cosine: a short warm-up, then down to 0", choices=["constant", "cosine"])
-    setting("seed", "of weights, batch order, dropout and augmentation", type=number(int, 0, 2**63 - 1))
+    add_options(parser)
 
     run = parser.add_argument_group("run folder")
     default = ", ".join(f"{folder} for {dataset}" for dataset, folder in runs.DEFAULT_OUT_DIR.items())

@@ -3,10 +3,11 @@
 README.md beside this file says which of them made which committed file. Here stands what the scripts share.
 """
 
+import command
+
 import dataclasses
 from pathlib import Path
 
-import command
 import models
 import runs
 import train

@@ -9,9 +9,10 @@ stopped goes on where it was. Judged on the validation split; the test split is 
 smoothing is outs/exercise_04/vgg_improved/, which train.py made.
 """
 
+import command
+
 import sys
 
-import command
 import train
 from experiments import make_parser, train_or_resume
 

@@ -7,9 +7,10 @@ Usage:
 Saves and draws the first ten training images of every class, as plot_dataset_example.npz and .png.
 """
 
+import command
+
 import sys
 
-import command
 import data
 import plots
 import runs

@@ -10,9 +10,10 @@ batches, the epoch chosen by validation accuracy. Both losses in history.csv are
 metrics.json is of the network that comes of it, a plain cnn2, computed rightly.
 """
 
+import command
+
 import sys
 
-import command
 import evaluate
 import models
 import runs

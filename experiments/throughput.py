@@ -25,6 +25,8 @@ Then, for cnn2: what validation, history and checkpoints add to an epoch; epochs
 training split; larger batches; and, of the command itself, the time to its first step and its peak memory.
 """
 
+import command
+
 import json
 import os
 import platform
@@ -42,7 +44,6 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import CIFAR10
 
-import command
 import data
 import evaluate
 import models
@@ -222,16 +223,21 @@ def measure_epoch(splits, precision, rounds):
 def measure_command(data_dir):
     """Seconds from the command to its first step, and the peak memory, of `train.py --model cnn2 --epochs 1`."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, ROOT / "train.py", "--model", "cnn2", "--epochs", "1"]
+        words = [sys.executable, ROOT / "train.py", "--model", "cnn2", "--epochs", "1"]
         start = time.perf_counter()
         process = subprocess.Popen(
-            [*command, "--data-dir", data_dir, "--out-dir", folder], stdout=subprocess.PIPE, text=True, env=os.environ
+            [*words, "--data-dir", data_dir, "--out-dir", folder], stdout=subprocess.PIPE, text=True, env=os.environ
         )
-        process.stdout.readline()  # the line that precedes the first epoch
+        while not process.stdout.readline().startswith("cnn2 on cifar10"):  # which precedes the first epoch
+            if process.poll() is not None:
+                break
         seconds = time.perf_counter() - start
         process.communicate()
-    kilobytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return {"seconds to first step": round(seconds, 2), "peak memory in MB": round(kilobytes / 1000)}
+    if process.returncode:
+        raise command.UsageError(f"train.py ended with exit code {process.returncode}: see above")
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    megabytes = peak / (1e6 if sys.platform == "darwin" else 1e3)  # bytes there, kilobytes elsewhere
+    return {"seconds to first step": round(seconds, 2), "peak memory in MB": round(megabytes)}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What the tests share. Nothing here or in a test needs a network; real training is done on scikit-learn's digits."""
 
+import command
+
 import contextlib
 import functools
 import io
@@ -11,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-import command
 import data
 import plots
 import runs

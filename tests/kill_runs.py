@@ -8,6 +8,8 @@ on a clock. Each run is a fork of this process, which saves the seconds in which
 written, but not drawn as PNGs.
 """
 
+import command
+
 import contextlib
 import io
 import json
@@ -18,7 +20,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import command
 import plots
 import runs
 import train

@@ -3,6 +3,7 @@ import os
 import pickle
 import shutil
 import tarfile
+import warnings
 
 import numpy as np
 import pytest
@@ -153,6 +154,27 @@ def test_pictures_of_every_mode_and_size_are_read(tmp_path):
     assert picture_of(tmp_path, palette)[:, 5, 5].tolist() == [10, 200, 30]
 
 
+def test_grey_values_of_more_than_8_bits_keep_their_meaning(tmp_path):
+    for pixels, expected in (
+        (np.full((9, 9), 0.5, np.float32), 127),
+        (np.full((9, 9), 77.0, np.float32), 77),
+        (np.full((9, 9), 0x8080, np.int32), 0x80),
+    ):
+        assert (picture_of(tmp_path, Image.fromarray(pixels), "picture.tiff") == expected).all()
+    for pixels in (np.full((9, 9), 300.0, np.float32), np.full((9, 9), 2**30, np.int32)):
+        with pytest.raises(data.DataError, match="values from"):
+            picture_of(tmp_path, Image.fromarray(pixels), "picture.tiff")
+
+
+def test_picture_that_is_too_large_is_refused_in_plain_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(data.Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(data.DataError, match="over 2,000 pixels"):
+        picture_of(tmp_path, Image.new("L", (50, 50)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        picture_of(tmp_path, Image.new("L", (40, 40)))
+
+
 def test_centre_square_is_taken_the_right_way_up(tmp_path):
     wide = Image.new("RGB", (300, 100), "red")
     wide.paste("blue", (100, 0, 200, 50))
@@ -234,6 +256,15 @@ def test_archive_in_a_read_only_folder_is_enough(folder_with_archive, monkeypatc
     monkeypatch.setattr(data.tempfile, "TemporaryDirectory", refuse)
     assert len(data.load_splits("cifar10", folder_with_archive, ["test"])["test"].labels) == 10
     assert [path.name for path in folder_with_archive.iterdir()] == ["cifar-10-python.tar.gz"]
+
+
+def test_what_a_kill_left_in_the_data_folder_is_swept(folder_with_archive):
+    (folder_with_archive / ".extracting-xyz").mkdir()
+    (folder_with_archive / ".extracting-xyz" / "data_batch_1").write_text("half")
+    (folder_with_archive / ".cifar-10-python.tar.gz.123.part").write_text("half")
+    data.load_splits("cifar10", folder_with_archive, ["test"])
+    names = sorted(path.name for path in folder_with_archive.iterdir())
+    assert names == ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
 
 
 def test_damaged_archive_is_named(tmp_path):

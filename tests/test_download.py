@@ -18,6 +18,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.asked.append(self.path)
         if self.path == "/missing":
             return self.send_error(404)
+        if self.path == "/riddle":
+            self.send_response(302)
+            self.send_header("Location", "http://[half an address/\x1b[2J")
+            return self.end_headers()
         if self.path == "/silent":  # connected, but never an answer: until the client has enough
             return self.connection.recv(1)
         body = ARCHIVE
@@ -72,7 +76,9 @@ def mirrors(server, monkeypatch, *paths):
     return addresses
 
 
-@pytest.mark.parametrize("bad", ["/dead", "/missing", "/silent", "/slow", "/truncated", "/wrong", "/page", "/endless"])
+@pytest.mark.parametrize(
+    "bad", ["/dead", "/missing", "/silent", "/slow", "/truncated", "/wrong", "/page", "/endless", "/riddle"]
+)
 def test_the_next_mirror_is_used_and_nothing_broken_stays(server, monkeypatch, tmp_path, bad, capsys):
     addresses = mirrors(server, monkeypatch, bad, "/good", "/never")
     data.download(tmp_path / "archive.tar.gz")

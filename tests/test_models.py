@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import io
 import pickle
@@ -8,6 +9,7 @@ import torch
 
 import models
 import runs
+from recipe import Recipe
 
 IMAGES = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -55,7 +57,7 @@ def a_checkpoint(**changes):
         "epoch": 3,
         "settings": {"seed": 0},
         "split_seed": 0,
-        "environment": {"device": "cpu"},
+        "environment": {"device": "cpu", "precision": "fp32"},
         "seconds": 1.5,
         "weights": model.state_dict(),
     } | changes
@@ -127,6 +129,20 @@ def test_damaged_checkpoint_is_noticed(tmp_path):
         ({"model": "resnet"}, "resnet"),
         ({"surprise": 1}, "surprise"),
         ({"optimizer": {}}, "history"),
+        ({"classes": ["cat", "dog"]}, "classes"),
+        ({"classes": ["\x1b[2J"] * 10}, "classes"),
+        ({"epoch": 0}, "epoch"),
+        ({"seconds": float("nan")}, "seconds"),
+        ({"settings": {"epochs": -1}}, "epochs -1"),
+        ({"settings": {"seed": "0"}}, "seed '0'"),
+        ({"settings": {"schedule": "steps"}}, "'steps'"),
+        ({"settings": {"augment": "no"}}, "'no'"),
+        ({"settings": {"momentum": 0.9}}, "momentum"),
+        ({"environment": {}}, "environment"),
+        ({"environment": {"precision": "fp8"}}, "environment"),
+        ({"weights": models.build("cnn1").state_dict() | {"mean": torch.full((3, 1, 1), torch.nan)}}, "weights"),
+        ({"weights": {"mean": "heavy"}}, "weights"),
+        ({"dataset": "mni\nst"}, "dataset"),
         ({"epoch": "three"}, "epoch"),
         ({"weights": models.build("cnn2").state_dict()}, "don't fit"),
         ({"weights": {}}, "don't fit"),
@@ -136,6 +152,22 @@ def test_damaged_checkpoint_is_noticed(tmp_path):
 def test_checkpoint_of_another_kind_is_refused(tmp_path, changes, reason):
     runs.save_checkpoint(tmp_path / "best.pt", a_checkpoint(**changes))
     assert reason in refusal(tmp_path / "best.pt")
+
+
+def test_older_checkpoint_gets_the_settings_that_it_lacks(tmp_path):
+    runs.save_checkpoint(tmp_path / "best.pt", a_checkpoint(settings={"seed": 3}))
+    settings = runs.load_checkpoint(tmp_path / "best.pt")["settings"]
+    assert settings == dataclasses.asdict(Recipe(seed=3)) and settings["cutout"] == 0
+
+
+def test_checkpoint_that_does_not_fit_into_memory_is_not_called_foreign(tmp_path, monkeypatch):
+    def load(*arguments, **options):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+
+    runs.save_checkpoint(tmp_path / "best.pt", a_checkpoint())
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        runs.load_checkpoint(tmp_path / "best.pt")
 
 
 def test_checkpoint_without_an_entry_is_refused(tmp_path):

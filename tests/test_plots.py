@@ -11,7 +11,7 @@ import runs
 @pytest.mark.pictures
 def test_pictures_are_redrawn_from_the_files_alone(finished_run, call, tmp_path):
     shutil.copytree(finished_run("cnn2")[0].parent, tmp_path / "outs")
-    evaluate.compare([tmp_path / "outs" / "cnn2"] * 2)
+    evaluate.compare([tmp_path / "outs" / "cnn2"] * 2, tmp_path / "outs")
     call(evaluate.main, "--robustness", "outs/cnn2/best.pt")
     call(experiments.dataset_example.main, "--dataset", "digits", "--folder", "outs")
     drawn = {path: path.read_bytes() for path in (tmp_path / "outs").rglob("*.png")}

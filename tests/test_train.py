@@ -1,15 +1,15 @@
+import command
+
 import csv
 import io
 import itertools
 import os
-import resource
 import signal
 
 import numpy as np
 import pytest
 import torch
 
-import command
 import data
 import evaluate
 import models
@@ -195,6 +195,50 @@ def test_target_loss_ends_the_run(call, tmp_path):
     assert (tmp_path / "cnn1/metrics.json").exists()
 
 
+def test_target_loss_can_be_lifted(call, tmp_path):
+    quick(call, "--target-loss", "100", "--out-dir", ".", "--run-name", "run")
+    assert "All epochs are trained" in quick(call, "--out-dir", ".", "--run-name", "run", "--resume")[1]
+    out = quick(call, "--out-dir", ".", "--run-name", "run", "--resume", "--target-loss", "off")[1]
+    assert "epoch 2/2" in out
+    assert runs.load_checkpoint(tmp_path / "run/last.pt")["settings"]["target_loss"] is None
+
+
+def test_best_of_another_run_is_not_taken_for_this_ones(call, tmp_path, monkeypatch):
+    quick(call, "--out-dir", ".", "--run-name", "other", epochs=1)
+    with monkeypatch.context() as first_epoch:
+        first_epoch.setattr(train, "report", interrupted)
+        quick(call, "--out-dir", ".", "--run-name", "run", epochs=3, code=130)
+    (tmp_path / "run/best.pt").write_bytes((tmp_path / "other/best.pt").read_bytes())
+    code, out, err = quick(call, "--out-dir", ".", "--run-name", "run", "--resume", epochs=3, code=2)
+    assert "best.pt is not of the run in" in err and "--overwrite" in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.pictures
+@pytest.mark.filterwarnings("error")
+def test_any_printable_run_name_can_stand_in_a_title(call, tmp_path, few_digits):
+    name = "lr$1e-3_$2 $\\frac{ 猫"
+    quick(call, "--out-dir", ".", "--run-name", name, epochs=1)
+    assert (tmp_path / name / "loss_plot.png").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"optimizer": {}},
+        {"optimizer": {"state": {}, "param_groups": []}},
+        {"optimizer": {"state": {0: {"step": torch.tensor(1.0)}}}},
+        {"history": []},
+        {"history": [{"epoch": 1}]},
+    ],
+)
+def test_state_that_can_not_be_gone_on_with_gets_one_line(call, tmp_path, few_digits, damage):
+    quick(call, "--out-dir", ".", epochs=1)
+    last = tmp_path / "cnn1/last.pt"
+    runs.save_checkpoint(last, runs.load_checkpoint(last) | damage)
+    code, out, err = quick(call, "--out-dir", ".", "--resume", code=2)
+    assert len(err.splitlines()) == 1
+
+
 def test_resume_continues_a_finished_run_with_more_epochs_and_its_own_settings(call, tmp_path):
     common = ["--seed", "5", "--augment", "--out-dir", "."]
     quick(call, *common, "--run-name", "four", epochs=4)
@@ -326,9 +370,13 @@ MISTAKES = {
     "both ways": (["--model", "cnn1", "--resume", "--overwrite"], "not allowed with"),
     "nothing to resume": (["--model", "cnn1", *DIGITS, "--resume"], "nothing to resume"),
     "run name with folders": (["--model", "cnn1", "--run-name", "a/b"], "'a/b'"),
+    "run name with a tab": (["--model", "cnn1", "--run-name", "a\tb"], r"'a\tb'"),
+    "device of two lines": (["--model", "cnn1", "--device", "a\nb"], r"--device a\nb"),
+    "unknown option of two lines": (["--model", "cnn1", "a\nb"], r"a\nb"),
     "run name upwards": (["--model", "cnn1", "--run-name", ".."], "'..'"),
     "run folder is a file": (["--model", "cnn1", *DIGITS, "--out-dir", "file"], "file"),
-    "data folder is a file": (["--model", "cnn1", "--data-dir", "file"], "file"),
+    "data folder is a file": (["--model", "cnn1", "--data-dir", "file"], "file is not a folder"),
+    "data folder in a file": (["--model", "cnn1", "--data-dir", "file/data"], "file"),
 }
 for option in ("--epochs", "--batch-size", "--seed"):
     for value in ("-1", "nan", "inf", "1.5", "1" + "0" * 5000, "many", "") + (("0",) if option != "--seed" else ()):
@@ -446,6 +494,7 @@ def test_bf16_is_chosen_only_where_it_is_native(monkeypatch):
 
 def test_file_that_outgrows_the_disk(call, tmp_path):
     """A limit on the size of files, as a full disk has it: in the midst of writing a checkpoint."""
+    resource = pytest.importorskip("resource", reason="Windows has no such limit")
     options = ["--model", "cnn2", *DIGITS, "--out-dir", "."]
     assert call(train.main, *options, "--epochs", 2, "--run-name", "whole")[0] == 0
     assert call(train.main, *options, "--epochs", 1)[0] == 0

@@ -1,0 +1,81 @@
+"""How a network is trained: the settings of a training, their defaults, limits and options."""
+
+import command
+
+import argparse
+import dataclasses
+
+# What the numbers may be: their type, the lowest and the highest.
+LIMITS = {
+    "epochs": (int, 1, 10**6),
+    "learning_rate": (float, 1e-12, 1e12),
+    "batch_size": (int, 1, 10**4),
+    "weight_decay": (float, 0, 1e12),
+    "target_loss": (float, 0, 1e12),
+    "cutout": (int, 0, 32),
+    "label_smoothing": (float, 0, 1),
+    "seed": (int, 0, 2**63 - 1),
+}
+SCHEDULES = ("constant", "cosine")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The settings of a training, as they stand in checkpoints and metrics.json; train.py's options have their names.
+
+    The defaults are the exercise's; they are also what a checkpoint means that is older than a field. Raises ValueError
+    or TypeError for what the options wouldn't allow.
+    """
+
+    epochs: int = 80
+    learning_rate: float = 1e-4
+    batch_size: int = 32
+    weight_decay: float = 0.01
+    target_loss: float | None = None  # a validation loss that ends the training
+    augment: bool = False
+    cutout: int = 0  # pixels
+    label_smoothing: float = 0.0
+    schedule: str = "constant"  # of the learning rate
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, (kind, low, high) in LIMITS.items():
+            value = getattr(self, name)
+            allowed = type(value) in (int, kind) and low <= value <= high
+            if not allowed and (name, value) != ("target_loss", None):
+                raise ValueError(f"{name} {value!r}")
+        if self.schedule not in SCHEDULES or type(self.augment) is not bool:
+            raise ValueError(f"schedule {self.schedule!r}, augment {self.augment!r}")
+
+
+def add_options(parser):
+    """Add an option for each setting. One that isn't given is missing among the parsed arguments: given_settings."""
+
+    def option(name, help, **how):
+        default = getattr(Recipe, name)
+        default = "off" if default is None or default is False else default
+        if name in LIMITS:
+            how = {"type": command.number(*LIMITS[name])} | how
+        group.add_argument(
+            f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=f"{help} (default: {default})", **how
+        )
+
+    def loss_or_off(text):
+        return None if text == "off" else command.number(*LIMITS["target_loss"])(text)
+
+    group = parser.add_argument_group("recipe", "the defaults are the exercise's")
+    option("epochs", "passes over the training split")
+    option("learning_rate", "AdamW's step size")
+    option("batch_size", "images per step")
+    option("weight_decay", "AdamW's decoupled weight decay")
+    option("target_loss", "stop once the validation loss is as low; off lifts it on --resume", type=loss_or_off)
+    option("augment", "flip and shift training images at random", action="store_true")
+    option("cutout", "side of a square hidden in each training image, in pixels")
+    option("label_smoothing", "share of the target spread over all classes")
+    option("schedule", "of the learning rate; cosine: a short warm-up, then down to 0", choices=SCHEDULES)
+    option("seed", "of weights, batch order, dropout and augmentation")
+
+
+def given_settings(arguments):
+    """The settings whose options were given, as a dict."""
+    return {name: value for name, value in vars(arguments).items() if name in Recipe.__annotations__}

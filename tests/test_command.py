@@ -1,0 +1,115 @@
+import command
+
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+
+import runs
+from conftest import ROOT, start
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "plots.py"])
+def test_ctrl_c_during_the_imports_gives_no_traceback(tmp_path, script):
+    (tmp_path / "numpy.py").write_text("raise KeyboardInterrupt")  # comes while a large library is imported
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, ROOT / script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode in (130, -2) and done.stderr == ""
+
+
+def test_second_ctrl_c_while_the_first_is_answered_gives_no_traceback(tmp_path):
+    program = """
+import command
+def main():
+    try:
+        raise KeyboardInterrupt
+    finally:
+        raise KeyboardInterrupt
+def answer(error):
+    raise KeyboardInterrupt
+command.print_error = answer
+def fail():
+    raise command.UsageError("wrong")
+command.run_command(main)
+command.run_command(fail)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode in (130, -2) and done.stderr == ""
+
+
+def test_other_errors_keep_their_traceback():
+    program = "import command\nraise ValueError('a mistake of the program')"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "a mistake of the program" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_too_little_memory_gets_one_line(call, error):
+    def main(arguments):
+        raise error
+
+    code, out, err = call(main)
+    assert code == 2 and "out of memory" in err and len(err.splitlines()) == 1
+
+
+def test_full_disk_behind_standard_output_is_named(call):
+    def main(arguments):
+        raise OSError(28, "No space left on device")
+
+    code, out, err = call(main)
+    assert code == 2 and err == "test_command.py: standard output: No space left on device\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+def test_output_to_a_full_disk_gets_one_line(finished_run):
+    with open("/dev/full", "w") as full:
+        folder = finished_run("cnn2")[0]
+        done = subprocess.run(
+            [sys.executable, ROOT / "plots.py", folder], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 2 and done.stderr == "plots.py: standard output: No space left on device\n"
+
+
+@pytest.mark.slow
+def test_run_whose_reader_goes_away_says_how_to_go_on(tmp_path):
+    process = start("train.py", "--model", "cnn1", "--dataset", "digits", "--epochs", 100_000, folder=tmp_path)
+    for line in process.stdout:
+        if "epoch      1/" in line:
+            break
+    process.stdout.close()  # as `| head` does
+    err = process.stderr.read()
+    assert process.wait() == 2 and "--resume" in err and "Traceback" not in err
+
+
+def test_closed_streams_and_foreign_characters_end_nothing(monkeypatch, capsys):
+    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", ascii_only)
+    monkeypatch.setattr(sys, "stderr", None)
+
+    def main():
+        print("猫")
+        print("to a closed stream", file=sys.stderr)
+
+    assert command.run_command(main) == 0
+    assert ascii_only.buffer.getvalue() == b"\\u732b\n"
+
+
+def test_text_from_outside_can_do_nothing_to_a_terminal(call):
+    def main(arguments):
+        raise command.UserError("a file \x1b[2J\n says", "and a second line")
+
+    code, out, err = call(main)
+    assert err.splitlines() == ["test_command.py: a file \\x1b[2J\\n says", "and a second line"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes")
+def test_pipes_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for read in (command.read_bytes, runs.load_checkpoint, runs.read_rows):
+        with pytest.raises(OSError, match="Not a regular file"):
+            read(tmp_path / "pipe")
