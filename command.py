@@ -101,15 +101,17 @@ def read_bytes(path):
 
 @contextlib.contextmanager
 def locked(folder, wait):
-    """Hold a folder against other processes that want it so; raises BlockingIOError where one has it and `wait` is
-    False. The system ends it with the process, however that ends."""
+    """Hold a folder against other processes that want it so, until the block or the process ends, however it ends.
+
+    Raises BlockingIOError where another has it and `wait` is False. Yields whether it is held: on Windows it isn't.
+    """
     if fcntl is None:
-        yield
+        yield False
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
+        yield True
     finally:
         os.close(handle)
 
@@ -124,7 +126,10 @@ def choose_device(name):
     if torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS wants it for that
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.allow_tf32 = False  # fp32 is to mean fp32
+        if hasattr(torch.backends.cudnn, "conv"):  # fp32 is to mean fp32
+            torch.backends.cudnn.conv.fp32_precision = "ieee"
+        else:  # PyTorch before 2.9
+            torch.backends.cudnn.allow_tf32 = False
     if name == "auto":
         return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     try:
@@ -196,7 +201,7 @@ def print_error(error):
 
 def is_out_of_memory(error):
     """PyTorch has no class of its own for it on CPUs and Apple's GPUs."""
-    phrases = ("out of memory", "can't allocate memory")
+    phrases = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)
 
 

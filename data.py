@@ -153,8 +153,9 @@ def cifar10_root(data_dir):
         data_dir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise DataError(f"{error.filename} is not a folder: --data-dir names the one for CIFAR-10") from error
-    with command.locked(data_dir, wait=True):  # a second process waits for what the first one fetches
-        remove_leftovers(data_dir)
+    with command.locked(data_dir, wait=True) as held:  # a second process waits for what the first one fetches
+        if held:
+            remove_leftovers(data_dir)
         if not archive.exists() and not folder.is_dir():
             download(archive)
         elif archive.exists() and not check_integrity(archive, ARCHIVE_MD5):
@@ -165,13 +166,21 @@ def cifar10_root(data_dir):
             temporary, keep = tempfile.TemporaryDirectory(), False
         with temporary as extracted:
             if not folder.is_dir():
-                extract_archive(str(archive), extracted)
+                extract(archive, extracted)
             if not keep:
                 yield Path(extracted)
                 return
             if not folder.is_dir():
                 os.replace(Path(extracted) / CIFAR10.base_folder, folder)  # so only a whole folder ever has this name
     yield data_dir
+
+
+def extract(archive, folder):
+    try:
+        extract_archive(str(archive), folder)
+    except OSError as error:
+        error.filename = error.filename or folder  # a full disk doesn't say it
+        raise
 
 
 def remove_leftovers(data_dir):

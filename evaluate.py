@@ -30,7 +30,7 @@ import runs
 
 CALIBRATION_BINS = 15  # of equal width, as in Guo et al. 2017
 DECIMALS = 6  # of what is written: the others differ from one processor to the next
-MISTAKES = 25  # of the most confident ones, to be looked at
+MISTAKES_SHOWN = 25  # of the most confident ones, to be looked at
 SHIFTS, ROTATIONS = range(9), range(0, 91, 10)  # pixels and degrees in which robustness is measured
 # Images predicted at a time. With more, a layer's output has over 32 MB, which glibc's malloc maps anew each time, at
 # the price of page faults.
@@ -104,7 +104,7 @@ class Predictions(NamedTuple):
     labels: torch.Tensor
 
     def probabilities(self) -> np.ndarray:
-        """float32 [N, 10], rounded, so that every machine finds the same class where two are equally probable."""
+        """float32 [N, 10], rounded: where two classes are equally probable, rounding errors don't decide."""
         return self.log_probabilities.exp().numpy().round(DECIMALS)
 
 
@@ -135,6 +135,8 @@ def evaluate_checkpoint(path, data_dir, device):
     model.to(device)
     folder = results_folder(path)
     splits = data.load_splits(checkpoint["dataset"], data_dir, split_seed=checkpoint["split_seed"])
+    if checkpoint["classes"] != data.CLASSES[checkpoint["dataset"]]:
+        raise runs.CheckpointError(f"{path} has other classes than {checkpoint['dataset']}")
     metrics = {
         "model": checkpoint["model"],
         "dataset": checkpoint["dataset"],
@@ -163,7 +165,7 @@ def evaluate_checkpoint(path, data_dir, device):
 
 
 def rounded(value):
-    """A number, or all that stand in dicts and lists, to what is the same on every machine."""
+    """A number, or all that stand in dicts and lists, without the decimals that differ from machine to machine."""
     if isinstance(value, dict):
         return {key: rounded(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -187,10 +189,10 @@ def write_predictions(folder, images, predictions: Predictions, classes):
 
 
 def worst_mistakes(probabilities, labels):
-    """Which samples were given a wrong class with the highest probability, int64 [at most MISTAKES], worst first; equal
-    ones in the order of the split."""
+    """Which samples were given a wrong class with the highest probability, worst first, equal ones in the order of the
+    split: int64 [at most MISTAKES_SHOWN]."""
     confidences = np.where(probabilities.argmax(axis=1) == labels, -1, probabilities.max(axis=1))
-    order = np.argsort(-confidences, kind="stable")[:MISTAKES]
+    order = np.argsort(-confidences, kind="stable")[:MISTAKES_SHOWN]
     return order[confidences[order] >= 0]
 
 
@@ -328,9 +330,10 @@ def may_write(path, rows):
     """Whether the rows, dicts with "model", can be written as `path` without losing another model's; says if not."""
     out_dir = path.parent
     out_dir.mkdir(parents=True, exist_ok=True)
-    lost = {row["model"] for row in runs.read_rows(path)} - {row["model"] for row in rows} if path.exists() else set()
+    former = {row["model"] for row in runs.read_rows(path, "model")} if path.exists() else set()
+    lost = command.printable(", ".join(sorted(former - {row["model"] for row in rows})))
     if lost:
-        print(f"\nNot written: {path} is also about {', '.join(sorted(lost))}. --out-dir names another folder.")
+        print(f"\nNot written: {path} is also about {lost}. --out-dir names another folder.")
     return not lost
 
 

@@ -46,6 +46,7 @@ def main(argv=None):
         (runs.EXAMPLES, draw_examples),
         (runs.COMPARISON, draw_comparison),
         (runs.ROBUSTNESS, draw_robustness),
+        (runs.SEEDS, draw_seeds),
     ):
         for path in sorted(folder.rglob(name)):
             draw(path.parent)
@@ -268,6 +269,7 @@ def draw_filters(folder, metrics):
     largest = np.abs(weights).max()
     tiles = (0.5 + weights / (2 * largest)).repeat(16, axis=2).repeat(16, axis=3)
     columns = 16
+    tiles = np.pad(tiles, [(0, -len(tiles) % columns), (0, 0), (0, 0), (0, 0)], constant_values=1)
     figure = Figure(figsize=(8, 0.45 + 8 / columns * len(weights) / columns), layout="constrained")
     axes = figure.subplots()
     axes.imshow(mosaic(tiles.reshape(-1, columns, *tiles.shape[1:])), interpolation="nearest")
@@ -307,8 +309,8 @@ def draw_examples(out_dir):
 
 def draw_comparison(out_dir):
     """comparison.png: the accuracy of each model on the three splits, the test accuracy with its interval."""
-    rows = runs.read_rows(Path(out_dir) / runs.COMPARISON)
     names = ("test_accuracy", "train_accuracy", "validation_accuracy", "interval_low", "interval_high")
+    rows = runs.read_rows(Path(out_dir) / runs.COMPARISON, "model", "parameters", "mcnemar_p", *names)
     column = {name: np.array([float(row[name]) for row in rows]) for name in names}
     positions = np.arange(len(rows))
     figure = Figure(figsize=(8, 1.6 + 0.7 * len(rows)), layout="constrained")
@@ -350,13 +352,13 @@ def draw_comparison(out_dir):
 
 def draw_robustness(out_dir):
     """robustness.png: test accuracy of each model by shift and by angle."""
-    rows = runs.read_rows(Path(out_dir) / runs.ROBUSTNESS)
+    rows = runs.read_rows(Path(out_dir) / runs.ROBUSTNESS, "model", "transformation", "amount", "test_accuracy")
     curves = {}
     for row in rows:
         curve = curves.setdefault((row["transformation"], row["model"]), ([], []))
         curve[0].append(float(row["amount"]))
         curve[1].append(float(row["test_accuracy"]))
-    models = sorted({row["model"] for row in rows}, key=lambda model: -curves["shift", model][1][0])
+    models = sorted(dict.fromkeys(row["model"] for row in rows), key=lambda model: -curves["shift", model][1][0])
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, transformation in zip(panels, ("shift", "rotation")):
@@ -370,6 +372,32 @@ def draw_robustness(out_dir):
     figure.suptitle("Test accuracy when the images are moved or turned")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(models), frameon=False)
     save(figure, (Path(out_dir) / runs.ROBUSTNESS).with_suffix(".png"))
+
+
+def draw_seeds(out_dir):
+    """seeds.png: how far the test accuracy of each seed is from its network's mean, the committed seed 0 marked."""
+    accuracies = {}
+    for row in runs.read_rows(Path(out_dir) / runs.SEEDS, "run", "seed", "test_accuracy"):
+        accuracies.setdefault(row["run"], {})[row["seed"]] = 100 * float(row["test_accuracy"])
+    figure = Figure(figsize=(8, 1.2 + 0.55 * len(accuracies)), layout="constrained")
+    axes = figure.subplots()
+    names = []
+    for position, (name, by_seed) in enumerate(accuracies.items()):
+        values = np.array(list(by_seed.values()))
+        deviations = values - values.mean()
+        spread = values.std(ddof=1) if len(values) > 1 else 0.0
+        axes.errorbar(0, position, xerr=spread, fmt="|", color="0.45", capsize=4, label="mean, standard deviation")
+        axes.plot(deviations, np.full(len(values), position), "o", color=BLUE, label="a seed")
+        committed = by_seed["0"] - values.mean()
+        axes.plot(committed, position, "s", color=ORANGE, fillstyle="none", markersize=10, label="seed 0, committed")
+        names.append(f"{name}\n{values.mean():.2f}% ± {spread:.2f}, {len(values)} seeds")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.set(xlabel="test accuracy less its mean over the seeds, in percentage points")
+    axes.grid(axis="x", alpha=0.3)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles[:3], labels[:3], loc="outside upper center", ncols=3, fontsize="small", frameon=False)
+    save(figure, (Path(out_dir) / runs.SEEDS).with_suffix(".png"))
 
 
 if __name__ == "__main__":

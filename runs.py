@@ -11,7 +11,6 @@ import json
 import math
 import os
 import tempfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +36,7 @@ FILTERS = "filters.npz"
 EXAMPLES = "plot_dataset_example.npz"
 COMPARISON = "comparison.csv"
 ROBUSTNESS = "robustness.csv"
+SEEDS = "seeds.csv"
 
 SPLITS = ("train", "validation", "test")
 METRIC_KEYS = {
@@ -103,13 +103,25 @@ def claim_folder(folder):
             pass  # so it can be written to
     except OSError as error:
         raise command.UsageError(f"the run folder {folder} can't be written: {error.strerror}") from error
-    try:
-        with command.locked(folder, wait=False):
-            for leftover in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
+    with contextlib.ExitStack() as stack:
+        try:
+            held = stack.enter_context(command.locked(folder, wait=False))
+        except BlockingIOError:
+            message = f"another run is writing to {folder}: wait for its end, or choose another folder"
+            raise command.UsageError(message) from None
+        if held:
+            remove_leftovers(folder)
+        yield
+
+
+def remove_leftovers(folder):
+    """Remove what a process left that was killed while it wrote a file of a run."""
+    names = (*pictures_of_a_run(), BEST, LAST, HISTORY, METRICS, PREDICTIONS, MISTAKES, FILTERS)
+    for leftover in folder.glob(".*.tmp"):
+        name, _, process = leftover.name[1:-4].rpartition(".")
+        if name in names and process.isdigit():
+            with contextlib.suppress(OSError):
                 leftover.unlink()
-            yield
-    except BlockingIOError:
-        raise command.UsageError(f"another run is writing to {folder}: choose another --run-name") from None
 
 
 def remove_former_run(folder):
@@ -154,13 +166,13 @@ def write_arrays(path, **arrays):
     write_atomically(path, buffer.getvalue())
 
 
-def read_rows(path):
-    """A CSV file as a list of at least one dict from column to text; raises ResultsError where it is damaged."""
+def read_rows(path, *columns):
+    """A CSV file that has those columns as a list of at least one dict from column to text. Raises ResultsError."""
     try:
         rows = list(csv.DictReader(io.StringIO(command.read_bytes(path).decode(), newline="")))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ResultsError(f"{path} is damaged") from error
-    if not rows or any(None in row or None in row.values() for row in rows):
+    if not rows or any(None in row or None in row.values() or not row.keys() >= {*columns} for row in rows):
         raise ResultsError(f"{path} is damaged")
     return rows
 
@@ -192,13 +204,10 @@ def read_arrays(path, *names):
     try:
         with np.load(io.BytesIO(command.read_bytes(path))) as saved:
             return [saved[name] for name in names]
-    except (ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # NumPy, zipfile and zlib raise anything for a damaged file
+        if isinstance(error, OSError):
+            raise
         raise ResultsError(f"{path} is damaged") from error
-
-
-def best_epoch(history):
-    """The epoch of the highest validation accuracy, of equal ones that of the lowest validation loss."""
-    return max(history, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))["epoch"]
 
 
 def metric_rows(metrics):

@@ -124,7 +124,7 @@ def train(model, splits, recipe: Recipe, folder, about, saved=None):
         }
         history.append(row)
         save_epoch(folder, model, optimizer, history, recipe, about)
-        report(row, recipe.epochs, images_per_second, is_best=runs.best_epoch(history) == epoch)
+        report(row, recipe.epochs, images_per_second, is_best=best_epoch(history) == epoch)
     return history
 
 
@@ -213,6 +213,11 @@ def make_autocast(device, precision):
 # The run: what it has done, when it ends, how it goes on.
 
 
+def best_epoch(history):
+    """The epoch of the highest validation accuracy, of equal ones that of the lowest validation loss."""
+    return max(history, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))["epoch"]
+
+
 def has_ended(history, recipe: Recipe):
     if not history:
         return False
@@ -234,7 +239,6 @@ def load_run(folder, name, dataset, given):
     `given` one (fields of Recipe in a dict); raises UsageError or CheckpointError where it isn't."""
     last = folder / runs.LAST
     saved = runs.load_checkpoint(last)
-    best = runs.load_checkpoint(folder / runs.BEST)  # without it, the run could not be evaluated at its end
     if not runs.RESUME_FIELDS.keys() <= saved.keys():
         raise runs.CheckpointError(f"{last} can't be resumed from: it holds no optimiser state")
     for field, expected in (("model", name), ("dataset", dataset)):
@@ -248,15 +252,25 @@ def load_run(folder, name, dataset, given):
             raise command.UsageError(
                 f"{last} is of a run with {field} {before[field]}, not {now}: leave that option out"
             )
-    history = saved["history"]
-    spent = [sum(row["seconds"] for row in history[: best["epoch"]]), best["seconds"]]
-    ahead = best["epoch"] == len(history) + 1 and spent[0] <= spent[1]  # what a kill between the two files leaves
-    if not ahead and (not history or best["epoch"] != runs.best_epoch(history) or not math.isclose(*spent)):
-        raise command.UsageError(f"{folder / runs.BEST} is not of the run in {last}: start again with --overwrite")
-    trained = max(saved["epoch"], best["epoch"])
-    if given.get("epochs", trained) < trained:
-        raise command.UsageError(f"{folder} has been trained for {trained} epochs: --epochs can't be less")
+    if given.get("epochs", saved["epoch"]) < saved["epoch"]:
+        raise command.UsageError(f"{folder} has been trained for {saved['epoch']} epochs: --epochs can't be less")
+    restore(folder, saved)
     return saved
+
+
+def restore(folder, saved):
+    """Bring best.pt and history.csv to where last.pt is: a kill can have left them an epoch behind. Raises UsageError
+    where best.pt is of another run."""
+    kept = best_epoch(saved["history"])
+    if kept == saved["epoch"]:
+        best = {name: value for name, value in saved.items() if name not in runs.RESUME_FIELDS}
+        runs.save_checkpoint(folder / runs.BEST, best)
+    else:
+        best = runs.load_checkpoint(folder / runs.BEST)
+        seconds = sum(row["seconds"] for row in saved["history"][:kept])
+        if best["epoch"] != kept or not math.isclose(best["seconds"], seconds):
+            raise command.UsageError(f"{folder / runs.BEST} is not of the run in {folder / runs.LAST}: use --overwrite")
+    runs.write_atomically(folder / runs.HISTORY, runs.csv_bytes(saved["history"]))
 
 
 def save_epoch(folder, model, optimizer, history, recipe: Recipe, about):
@@ -274,11 +288,11 @@ def save_epoch(folder, model, optimizer, history, recipe: Recipe, about):
     if len(history) == 1:
         runs.remove_former_run(folder)
     (folder / runs.METRICS).unlink(missing_ok=True)  # from here on the run in the folder isn't finished
-    # last.pt last: what it doesn't know of yet is done again, and what it knows of is there.
-    if runs.best_epoch(history) == len(history):
-        runs.save_checkpoint(folder / runs.BEST, checkpoint)
-    runs.write_atomically(folder / runs.HISTORY, runs.csv_bytes(history))
+    # last.pt first: from it the other two can be made again, if the program dies before they are written.
     runs.save_checkpoint(folder / runs.LAST, checkpoint | {"optimizer": optimizer.state_dict(), "history": history})
+    runs.write_atomically(folder / runs.HISTORY, runs.csv_bytes(history))
+    if best_epoch(history) == len(history):
+        runs.save_checkpoint(folder / runs.BEST, checkpoint)
 
 
 def report(row, epochs, images_per_second, is_best):

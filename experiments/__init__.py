@@ -8,9 +8,9 @@ import command
 import dataclasses
 from pathlib import Path
 
-import models
 import runs
 import train
+from recipe import Recipe
 
 
 def make_parser(description, folder):
@@ -22,7 +22,7 @@ def make_parser(description, folder):
     return parser
 
 
-def train_or_resume(folder, name, recipe: train.Recipe, arguments, network=None):
+def train_or_resume(folder, name, recipe: Recipe, arguments, network=None):
     """Train a network in a run folder by train.py's own code, or go on where a stopped run was; returns its history.
 
     `name` is what the checkpoints call it; `network` its class, where models.MODELS[name] isn't meant. `arguments` are
@@ -30,14 +30,17 @@ def train_or_resume(folder, name, recipe: train.Recipe, arguments, network=None)
     """
     device = command.choose_device(arguments.device)
     with runs.claim_folder(folder):
-        saved = runs.load_checkpoint(folder / runs.LAST) if (folder / runs.LAST).exists() else None
-        if saved and saved["settings"] != dataclasses.asdict(recipe):
-            raise command.UsageError(f"{folder} holds a run of another recipe: choose another --folder, or remove it")
+        saved = None
+        if (folder / runs.LAST).exists():
+            settings = dataclasses.asdict(recipe)
+            saved = train.load_run(folder, name, arguments.dataset, settings)
+            if saved["settings"] != settings:
+                raise command.UsageError(
+                    f"{folder} holds a run of another recipe: choose another --folder, or remove it"
+                )
         if saved and train.has_ended(saved["history"], recipe):
             return saved["history"]
-        model, splits = train.prepare(
-            network or models.MODELS[name], arguments.dataset, arguments.data_dir, recipe, device
-        )
+        model, splits = train.prepare(network or name, arguments.dataset, arguments.data_dir, recipe, device)
         environment = command.describe_environment(device, started=saved["environment"] if saved else None)
         about = {"model": name, "dataset": arguments.dataset, "environment": environment}
         return train.train(model, splits, recipe, folder, about, saved)

@@ -15,6 +15,7 @@ import sys
 
 import train
 from experiments import make_parser, train_or_resume
+from recipe import Recipe, given_settings
 
 EPOCHS = 20
 ROWS = {  # and the options that each adds to those of the rows before
@@ -44,7 +45,7 @@ def recipe_of(row):
         options += added.split()
         if name == row:
             break
-    return train.Recipe(**train.given_settings(train.parse_arguments(options)))
+    return Recipe(**given_settings(train.parse_arguments(options)))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ import sys
 import evaluate
 import models
 import runs
-import train
 from experiments import make_parser, train_or_resume
+from recipe import LIMITS, Recipe
 
 
 class SoftmaxTwice(models.CNN2):
@@ -30,12 +30,12 @@ class SoftmaxTwice(models.CNN2):
 
 def main(argv=None):
     parser = make_parser("Train cnn2 with softmax applied twice.", "outs/softmax_twice")
-    parser.add_argument("--epochs", type=command.number(int, 1, 10**6), default=train.Recipe.epochs)
+    parser.add_argument("--epochs", type=command.number(*LIMITS["epochs"]), default=Recipe.epochs)
     arguments = parser.parse_args(argv)
-    train_or_resume(arguments.folder, "cnn2", train.Recipe(epochs=arguments.epochs), arguments, network=SoftmaxTwice)
-    evaluate.evaluate_checkpoint(
-        arguments.folder / runs.BEST, arguments.data_dir, command.choose_device(arguments.device)
-    )
+    train_or_resume(arguments.folder, "cnn2", Recipe(epochs=arguments.epochs), arguments, network=SoftmaxTwice)
+    with runs.claim_folder(arguments.folder):
+        device = command.choose_device(arguments.device)
+        evaluate.evaluate_checkpoint(arguments.folder / runs.BEST, arguments.data_dir, device)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,11 @@ Usage:
 tests/test_readme.py fails when the README says anything else.
 """
 
+import command
+
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +34,10 @@ RUNS = [*NETWORKS, IMPROVED]
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
-def main():
-    README.write_text(with_tables(README.read_text()))
+def main(argv=None):
+    command.Parser(description="Write the tables of README.md anew from the committed files.").parse_args(argv)
+    text = README.read_text(encoding="utf-8")
+    runs.write_atomically(README, with_tables(text).encode())
 
 
 def with_tables(text):
@@ -240,4 +245,4 @@ TABLES |= {function.__name__: function for function in (robustness, improvement,
 TABLES |= {f"layers_{name}": lambda name=name: layers(name) for name in NETWORKS}
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command.run_command(main))

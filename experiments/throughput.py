@@ -28,9 +28,7 @@ training split; larger batches; and, of the command itself, the time to its firs
 import command
 
 import json
-import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -48,6 +46,7 @@ import data
 import evaluate
 import models
 import train
+from recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -56,8 +55,8 @@ def main(argv=None):
     parser = command.Parser(description="Measure the speed of the training.")
     parser.add_argument("--data-dir", type=Path, default=command.DEFAULT_DATA_DIR)
     parser.add_argument("--models", nargs="+", choices=models.MODELS, default=list(models.MODELS))
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path, default=ROOT / "experiments" / "throughput.json")
+    parser.add_argument("--rounds", type=command.number(int, 1, 1000), default=7)
+    parser.add_argument("--json", type=Path, help="for the figures (default: throughput.json here, if of all networks)")
     arguments = parser.parse_args(argv)
 
     device = command.choose_device("auto")
@@ -82,7 +81,10 @@ def main(argv=None):
         results["steps"][name] = compare(name, splits["train"], arguments.data_dir, precision, arguments.rounds)
     results["epoch"] = measure_epoch(splits, precision, min(arguments.rounds, 3))
     print(f"\ncnn2, a whole epoch: {json.dumps(results['epoch'], indent=1)}")
-    arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+    if len(arguments.models) == len(models.MODELS):
+        arguments.json = arguments.json or ROOT / "experiments" / "throughput.json"
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 class Project:
@@ -92,13 +94,13 @@ class Project:
         self.split = split
         torch.manual_seed(0)
         self.model = models.build(name, *data.channel_statistics(split.images[:1000].cpu())).to(split.labels.device)
-        self.optimizer = train.make_optimizer(self.model, train.Recipe())
+        self.optimizer = train.make_optimizer(self.model, Recipe())
         self.autocast = train.make_autocast(split.labels.device, precision)
-        self.batch = next(data.batches(split, train.Recipe.batch_size, 0, 1))
+        self.batch = next(data.batches(split, Recipe.batch_size, 0, 1))
 
-    def epoch(self, images, batch_size=train.Recipe.batch_size):
+    def epoch(self, images, batch_size=Recipe.batch_size):
         part = data.Split(self.split.images[:images], self.split.labels[:images])
-        recipe = train.Recipe(batch_size=batch_size)
+        recipe = Recipe(batch_size=batch_size)
         train.train_epoch(self.model, self.model.logits, self.optimizer, part, recipe, 1, self.autocast)
 
     def resident(self, steps):
@@ -114,7 +116,7 @@ class UsualScript:
         layers = models.MODELS[name]().layers
         self.model = nn.Sequential(*(nn.Flatten() if isinstance(layer, models.Flatten) else layer for layer in layers))
         self.model.to(device)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=train.Recipe.learning_rate)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=Recipe.learning_rate)
         self.criterion = nn.CrossEntropyLoss()
         normalise = transforms.Normalize((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
         self.dataset = CIFAR10(data_dir, train=True, transform=transforms.Compose([transforms.ToTensor(), normalise]))
@@ -122,7 +124,7 @@ class UsualScript:
 
     def epoch(self, images):
         """Seconds of the steps, without the start of the workers, which a whole epoch hides."""
-        batch_size = train.Recipe.batch_size
+        batch_size = Recipe.batch_size
         loader = DataLoader(
             Subset(self.dataset, range(images + batch_size)), batch_size, shuffle=True, num_workers=self.workers
         )
@@ -143,7 +145,7 @@ class UsualScript:
 def compare(name, split, data_dir, precision, rounds):
     """Measure all contestants on one network in turn; print and return milliseconds a step and ratios."""
     steps = 60 if name == "vgg" else 400
-    images = steps * train.Recipe.batch_size
+    images = steps * Recipe.batch_size
     project, fp32 = Project(name, split, precision), Project(name, split, "fp32")
     usual = {workers: UsualScript(name, data_dir, workers, split.labels.device) for workers in (0, 2)}
     contestants = {
@@ -168,7 +170,7 @@ def compare(name, split, data_dir, precision, rounds):
     }
     print(f"\n{name}, ms a step (median, minimum, maximum of {rounds} rounds of {steps} steps) and images/s")
     for contestant, values in milliseconds.items():
-        speed = train.Recipe.batch_size / values["median"] * 1000
+        speed = Recipe.batch_size / values["median"] * 1000
         print(f"  {contestant:<26}" + "".join(f"{value:9.3f}" for value in values.values()) + f"{speed:10,.0f}")
     print("ratios within a round (median, minimum, maximum)")
     for title, values in ratios.items():
@@ -201,7 +203,7 @@ def measure_epoch(splits, precision, rounds):
     row = {"epoch": 80, "validation_accuracy": 0.5, "validation_loss": 1.0, "seconds": 5.0}  # the best: both are saved
     history = [row | {"epoch": earlier, "validation_accuracy": 0.1} for earlier in range(1, 80)] + [row]
     about = {"model": "cnn2", "dataset": "cifar10", "environment": {}}
-    saved = (project.model, project.optimizer, history, train.Recipe(), about)
+    saved = (project.model, project.optimizer, history, Recipe(), about)
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(rounds):
             parts["training"].append(timed(project.epoch, count))
@@ -222,11 +224,13 @@ def measure_epoch(splits, precision, rounds):
 
 def measure_command(data_dir):
     """Seconds from the command to its first step, and the peak memory, of `train.py --model cnn2 --epochs 1`."""
+    import resource  # not on Windows
+
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, ROOT / "train.py", "--model", "cnn2", "--epochs", "1"]
         start = time.perf_counter()
         process = subprocess.Popen(
-            [*words, "--data-dir", data_dir, "--out-dir", folder], stdout=subprocess.PIPE, text=True, env=os.environ
+            [*words, "--data-dir", data_dir, "--out-dir", folder], stdout=subprocess.PIPE, text=True
         )
         while not process.stdout.readline().startswith("cnn2 on cifar10"):  # which precedes the first epoch
             if process.poll() is not None:

@@ -32,8 +32,8 @@ class Moments:
 
     def __init__(self, fatal):
         self.count, self.fatal = 0, fatal
-        for module, name in ((train, "train_step"), (os, "fsync"), (os, "replace"), (os, "unlink")):
-            setattr(module, name, self.counted(getattr(module, name)))
+        for owner, name in ((train, "train_step"), (os, "fsync"), (os, "replace"), (Path, "unlink")):
+            setattr(owner, name, self.counted(getattr(owner, name)))
 
     def counted(self, function):
         def call(*arguments, **options):

@@ -14,6 +14,7 @@ import evaluate
 import models
 import runs
 from conftest import ROOT
+from recipe import Recipe
 
 
 def test_metrics_agree_with_scikit_learn_on_the_saved_predictions(finished_run):
@@ -375,7 +376,7 @@ def test_committed_checkpoint_gives_the_committed_predictions(test_images, check
         predicted = evaluate.infer(model, thousand).probabilities()
         np.testing.assert_allclose(predicted, committed["probabilities"][:1000], atol=1e-4)
     metrics = json.loads((checkpoint.parent / "metrics.json").read_text())
-    assert saved["settings"] == metrics["settings"] and saved["epoch"] == metrics["best_epoch"]
+    assert Recipe(**saved["settings"]) == Recipe(**metrics["settings"]) and saved["epoch"] == metrics["best_epoch"]
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import evaluate
 import models
 import runs
 import train
-from experiments import ablation, dataset_example, softmax_twice
+from experiments import ablation, dataset_example, seeds, softmax_twice
 
 DIGITS = ["--dataset", "digits", "--folder", "folder"]
 
@@ -56,6 +56,12 @@ def test_rows_of_the_ablation_add_up():
 
 
 def test_ablation_trains_a_row_without_the_test_split(call, tmp_path, few_digits, monkeypatch):
+    def load(dataset, data_dir, names, **options):
+        assert "test" not in names
+        return load_splits(dataset, data_dir, names, **options)
+
+    load_splits = data.load_splits
+    monkeypatch.setattr(data, "load_splits", load)
     monkeypatch.setattr(ablation, "EPOCHS", 1)
     code, out, err = call(ablation.main, "augment", *DIGITS)
     assert code == 0 and "augment: validation accuracy" in out, err
@@ -70,3 +76,21 @@ def test_example_picture_shows_the_first_images_of_every_class(call, tmp_path):
         assert saved["classes"].tolist() == data.CLASSES["digits"] and saved["images"].shape == (10, 10, 3, 32, 32)
         assert np.array_equal(saved["images"][3, 0], split.images[split.labels == 3][0])
     assert (tmp_path / "folder/plot_dataset_example.png").exists()
+
+
+def test_seeds_are_trained_once_and_summed_up_with_the_committed_run(call, tmp_path, few_digits, monkeypatch):
+    monkeypatch.setattr(seeds, "RUNS", {"dense": ("dense", None, tmp_path / "committed")})
+    options = ["--model", "dense", "--dataset", "digits", "--epochs", "1", "--out-dir", ".", "--run-name", "committed"]
+    assert call(train.main, *options)[0] == 0
+    code, out, err = call(seeds.main, *DIGITS, "--seeds", "3", "--epochs", "1")
+    assert code == 0 and out.count("epoch 1/1") == 2, err
+    rows = runs.read_rows("folder/seeds.csv")
+    assert [(row["run"], row["seed"]) for row in rows] == [("dense", "0"), ("dense", "1"), ("dense", "2")]
+    for row, folder in zip(rows, ("committed", "folder/dense/1", "folder/dense/2")):
+        metrics = runs.read_metrics(folder)
+        assert float(row["test_accuracy"]) == metrics["test"]["accuracy"]
+        assert int(row["seed"]) == metrics["settings"]["seed"] and row["precision"] == metrics["precision"]
+    assert len({row["train_accuracy"] for row in rows}) == 3
+    assert (tmp_path / "folder/seeds.png").exists()
+    code, out, err = call(seeds.main, *DIGITS, "--seeds", "3", "--epochs", "1")
+    assert code == 0 and "epoch" not in out

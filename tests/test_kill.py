@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -6,6 +7,7 @@ import pytest
 from conftest import ROOT
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows can't fork")
 @pytest.mark.parametrize("count", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_runs_killed_at_random_moments_end_as_if_never_interrupted(count):
     done = subprocess.run(

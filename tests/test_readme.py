@@ -18,7 +18,7 @@ from conftest import ROOT
 from experiments import tables
 from experiments.tables import ABLATION, EXPERIMENTS, IMPROVED, NETWORKS, RESULTS, RUNS, SOFTMAX_TWICE, metrics_of
 
-README = tables.README.read_text()
+README = tables.README.read_text(encoding="utf-8")
 
 
 def test_tables_are_those_that_the_committed_files_give():
