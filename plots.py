@@ -376,27 +376,29 @@ def draw_robustness(out_dir):
 
 def draw_seeds(out_dir):
     """seeds.png: how far the test accuracy of each seed is from its network's mean, the committed seed 0 marked."""
-    accuracies = {}
+    by_run = {}
     for row in runs.read_rows(Path(out_dir) / runs.SEEDS, "run", "seed", "test_accuracy"):
-        accuracies.setdefault(row["run"], {})[row["seed"]] = 100 * float(row["test_accuracy"])
-    figure = Figure(figsize=(8, 1.2 + 0.55 * len(accuracies)), layout="constrained")
+        by_run.setdefault(row["run"], []).append(100 * float(row["test_accuracy"]))  # seed 0 is the first
+    by_run = {name: np.array(values) for name, values in by_run.items() if len(values) > 1}
+    figure = Figure(figsize=(8, 1.2 + 0.55 * len(by_run)), layout="constrained")
     axes = figure.subplots()
     names = []
-    for position, (name, by_seed) in enumerate(accuracies.items()):
-        values = np.array(list(by_seed.values()))
-        deviations = values - values.mean()
-        spread = values.std(ddof=1) if len(values) > 1 else 0.0
+    for position, (name, values) in enumerate(by_run.items()):
+        mean, spread = values.mean(), values.std(ddof=1)
+        places = np.full(len(values), position)
         axes.errorbar(0, position, xerr=spread, fmt="|", color="0.45", capsize=4, label="mean, standard deviation")
-        axes.plot(deviations, np.full(len(values), position), "o", color=BLUE, label="a seed")
-        committed = by_seed["0"] - values.mean()
-        axes.plot(committed, position, "s", color=ORANGE, fillstyle="none", markersize=10, label="seed 0, committed")
-        names.append(f"{name}\n{values.mean():.2f}% ± {spread:.2f}, {len(values)} seeds")
+        axes.plot(values - mean, places, "o", color=BLUE, label="a seed")
+        axes.plot(
+            values[0] - mean, position, "s", color=ORANGE, fillstyle="none", markersize=10, label="the committed one"
+        )
+        names.append(f"{name}, {len(values)} seeds\n{mean:.2f}% ± {spread:.2f}")
     axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set(xlabel="test accuracy less its mean over the seeds, in percentage points")
     axes.grid(axis="x", alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles[:3], labels[:3], loc="outside upper center", ncols=3, fontsize="small", frameon=False)
+    legend = dict(zip(labels, handles))
+    figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=3, fontsize="small", frameon=False)
     save(figure, (Path(out_dir) / runs.SEEDS).with_suffix(".png"))
 
 
