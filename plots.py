@@ -77,7 +77,7 @@ def save(figure, path):
     figure.set_dpi(150)
     canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of a name in another script: a box will do
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # of a name in another script: a box will do
         canvas.draw()
     picture = io.BytesIO()
     Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(picture, format="png")

@@ -4,6 +4,7 @@ import command
 
 import argparse
 import dataclasses
+import reprlib
 
 # What the numbers may be: their type, the lowest and the highest.
 LIMITS = {
@@ -43,9 +44,9 @@ class Recipe:
             value = getattr(self, name)
             allowed = type(value) in (int, kind) and low <= value <= high
             if not allowed and (name, value) != ("target_loss", None):
-                raise ValueError(f"{name} {value!r}")
+                raise ValueError(f"{name} {reprlib.repr(value)}")
         if self.schedule not in SCHEDULES or type(self.augment) is not bool:
-            raise ValueError(f"schedule {self.schedule!r}, augment {self.augment!r}")
+            raise ValueError(f"schedule {reprlib.repr(self.schedule)}, augment {reprlib.repr(self.augment)}")
 
 
 def add_options(parser):

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import reprlib
 import tempfile
 from pathlib import Path
 
@@ -258,7 +259,8 @@ def load_checkpoint(path):
     if not isinstance(checkpoint, dict) or "format_version" not in checkpoint:
         raise CheckpointError(f"{path} is not a checkpoint of this project")
     version = checkpoint["format_version"]
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
+        version = reprlib.repr(version)
         raise CheckpointError(f"{path} has checkpoint format version {version}; this program reads {FORMAT_VERSION}")
     fields = CHECKPOINT_FIELDS | (RESUME_FIELDS if RESUME_FIELDS.keys() & checkpoint.keys() else {})
     if wrong := sorted(map(str, fields.keys() ^ checkpoint.keys())):
@@ -267,7 +269,8 @@ def load_checkpoint(path):
         raise CheckpointError(f"{path} has entries of the wrong type: {', '.join(wrong)}")
     if wrong := [name for name in fields if name in VALID and not VALID[name](checkpoint[name])]:
         raise CheckpointError(f"{path} has impossible values: {', '.join(wrong)}")
-    if "history" in fields and [row["epoch"] for row in checkpoint["history"]] != [*range(1, checkpoint["epoch"] + 1)]:
+    epochs = [row["epoch"] for row in checkpoint.get("history", ())]
+    if "history" in fields and (len(epochs) != checkpoint["epoch"] or epochs != [*range(1, len(epochs) + 1)]):
         raise CheckpointError(f"{path} has a history of other epochs")
     try:
         settings = dataclasses.asdict(Recipe(**checkpoint["settings"]))  # an older file gets the defaults
@@ -281,8 +284,8 @@ def is_number(value):
 
 
 def is_plain(value):
-    """Whether a value is a finite number, a printable text, or None."""
-    return value is None or is_number(value) or (isinstance(value, str) and value.isprintable())
+    """Whether a value is a finite number, a printable text of bearable length, or None."""
+    return value is None or is_number(value) or (isinstance(value, str) and value.isprintable() and len(value) <= 200)
 
 
 def is_row(row):

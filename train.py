@@ -181,18 +181,20 @@ def make_optimizer(model, recipe: Recipe):
 
 
 def load_optimizer(optimizer, saved, path):
-    """Take over what an optimiser has gathered, not its settings, which are the recipe's; raises CheckpointError."""
-    try:
-        optimizer.load_state_dict(optimizer.state_dict() | {"state": saved["state"]})
-        states = [(weight, optimizer.state[weight]) for group in optimizer.param_groups for weight in group["params"]]
-        fits = all(
-            state and all(part.shape in (weight.shape, ()) and part.isfinite().all() for part in state.values())
-            for weight, state in states
-        )
-    except Exception:  # it raises anything for a state that isn't one
-        fits = False
-    if not fits:
+    """Take over what AdamW has gathered, not its settings, which are the recipe's; raises CheckpointError."""
+    weights = dict(enumerate(weight for group in optimizer.param_groups for weight in group["params"]))
+    states = saved.get("state")
+    fits = isinstance(states, dict) and states.keys() == weights.keys()
+    if not fits or not all(is_state_of(weight, states[number]) for number, weight in weights.items()):
         raise runs.CheckpointError(f"{path} has an optimiser state that doesn't fit its model")
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
+
+
+def is_state_of(weight, state):
+    """Whether a value is what AdamW gathers for a weight."""
+    shapes = {"step": (), "exp_avg": weight.shape, "exp_avg_sq": weight.shape}
+    fits = isinstance(state, dict) and state.keys() == shapes.keys()
+    return fits and all(runs.is_finite(part) and part.shape == shapes[name] for name, part in state.items())
 
 
 def learning_rate_at(step, total_steps, recipe: Recipe):

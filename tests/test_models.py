@@ -126,6 +126,7 @@ def test_damaged_checkpoint_is_noticed(tmp_path):
     ("changes", "reason"),
     [
         ({"format_version": 99}, "version 99"),
+        ({"format_version": torch.zeros(2)}, "version"),
         ({"model": "resnet"}, "resnet"),
         ({"surprise": 1}, "surprise"),
         ({"optimizer": {}}, "history"),

@@ -253,6 +253,8 @@ def test_any_printable_run_name_can_stand_in_a_title(call, tmp_path, few_digits)
         {"optimizer": {}},
         {"optimizer": {"state": {}, "param_groups": []}},
         {"optimizer": {"state": {0: {"step": torch.tensor(1.0)}}}},
+        {"optimizer": {"state": {number: {"step": torch.tensor(1.0)} for number in range(6)}}},
+        {"optimizer": {"state": [1, 2]}},
         {"history": []},
         {"history": [{"epoch": 1}]},
     ],
