@@ -1,5 +1,8 @@
+import command
+
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ import evaluate
 import models
 import runs
 import train
-from experiments import ablation, dataset_example, seeds, softmax_twice
+from experiments import ablation, dataset_example, seeds, softmax_twice, throughput
 
 DIGITS = ["--dataset", "digits", "--folder", "folder"]
 
@@ -94,3 +97,15 @@ def test_seeds_are_trained_once_and_summed_up_with_the_committed_run(call, tmp_p
     assert (tmp_path / "folder/seeds.png").exists()
     code, out, err = call(seeds.main, *DIGITS, "--seeds", "3", "--epochs", "1")
     assert code == 0 and "epoch" not in out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no peak memory to ask for")
+def test_time_to_the_first_step_is_not_that_to_the_first_line(tmp_path, monkeypatch):
+    """In a fresh clone, the first lines are about the download."""
+    monkeypatch.setattr(throughput, "ROOT", tmp_path)
+    (tmp_path / "train.py").write_text("print('Fetching CIFAR-10', flush=True)\nprint('cnn2 on cifar10: ready')")
+    measured = throughput.measure_command(tmp_path)
+    assert measured["seconds to first step"] > 0 and measured["peak memory in MB"] > 1
+    (tmp_path / "train.py").write_text("import sys\nprint('Fetching CIFAR-10')\nsys.exit(2)")
+    with pytest.raises(command.UsageError, match="exit code 2"):
+        throughput.measure_command(tmp_path)

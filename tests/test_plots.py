@@ -1,4 +1,7 @@
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -6,6 +9,7 @@ import evaluate
 import experiments.dataset_example
 import plots
 import runs
+from conftest import ROOT
 
 
 @pytest.mark.pictures
@@ -36,3 +40,21 @@ def test_nothing_to_draw_is_said_in_one_line(call, tmp_path):
         code, out, err = call(plots.main, tmp_path)
         assert code == 2 and len(err.splitlines()) == 1 and name in err
         (tmp_path / name).unlink()
+
+
+@pytest.mark.pictures
+def test_empty_comparison_is_not_drawn(call, tmp_path):
+    (tmp_path / "comparison.csv").write_text("model,parameters\n")
+    code, out, err = call(plots.main, ".")
+    assert code == 2 and "comparison.csv is damaged" in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "comparison.png").exists()
+
+
+@pytest.mark.slow
+def test_pictures_are_the_same_whatever_a_matplotlibrc_says(tmp_path):
+    (tmp_path / "matplotlibrc").write_text("axes.facecolor: red\n")
+    environment = os.environ | {"MATPLOTLIBRC": str(tmp_path)}
+    program = "import plots, matplotlib; print(matplotlib.rcParams['axes.facecolor'])"
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "white\n"
