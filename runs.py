@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import math
 import os
 import reprlib
 import tempfile
@@ -280,7 +279,7 @@ def load_checkpoint(path):
 
 
 def is_number(value):
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, (int, float)) and abs(value) < 1e300  # neither nan nor a whole number that no float holds
 
 
 def is_plain(value):

@@ -140,6 +140,7 @@ def test_damaged_checkpoint_is_noticed(tmp_path):
         ({"settings": {"augment": "no"}}, "'no'"),
         ({"settings": {"momentum": 0.9}}, "momentum"),
         ({"environment": {}}, "environment"),
+        ({"environment": {"precision": "fp32", "threads": 10**400}}, "environment"),
         ({"environment": {"precision": "fp8"}}, "environment"),
         ({"weights": models.build("cnn1").state_dict() | {"mean": torch.full((3, 1, 1), torch.nan)}}, "weights"),
         ({"weights": {"mean": "heavy"}}, "weights"),
