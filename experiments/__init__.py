@@ -8,6 +8,7 @@ import command
 import dataclasses
 from pathlib import Path
 
+import evaluate
 import runs
 import train
 from recipe import Recipe
@@ -44,3 +45,9 @@ def train_or_resume(folder, name, recipe: Recipe, arguments, network=None):
         environment = command.describe_environment(device, started=saved["environment"] if saved else None)
         about = {"model": name, "dataset": arguments.dataset, "environment": environment}
         return train.train(model, splits, recipe, folder, about, saved)
+
+
+def evaluate_run(folder, arguments):
+    """Evaluate the best epoch of a finished run on all three splits, as train.py does at its end."""
+    with runs.claim_folder(folder):
+        evaluate.evaluate_checkpoint(folder / runs.BEST, arguments.data_dir, command.choose_device(arguments.device))

@@ -14,10 +14,9 @@ import command
 import sys
 from pathlib import Path
 
-import evaluate
 import plots
 import runs
-from experiments import make_parser, train_or_resume
+from experiments import evaluate_run, make_parser, train_or_resume
 from experiments.softmax_twice import SoftmaxTwice
 from recipe import LIMITS, Recipe
 
@@ -39,7 +38,6 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     if unknown := set(arguments.runs) - RUNS.keys():
         raise command.UsageError(f"no such run: {', '.join(unknown)}")
-    device = command.choose_device(arguments.device)
     for seed in range(1, arguments.seeds):
         for run in arguments.runs or RUNS:
             name, network, _ = RUNS[run]
@@ -47,7 +45,7 @@ def main(argv=None):
             recipe = Recipe(epochs=arguments.epochs, seed=seed)
             if not (folder / runs.METRICS).exists():
                 train_or_resume(folder, name, recipe, arguments, network)
-                evaluate.evaluate_checkpoint(folder / runs.BEST, arguments.data_dir, device)
+                evaluate_run(folder, arguments)
     rows = summary(arguments.folder)
     runs.write_atomically(arguments.folder / runs.SEEDS, runs.csv_bytes(rows))
     plots.draw_seeds(arguments.folder)

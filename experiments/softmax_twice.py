@@ -14,10 +14,8 @@ import command
 
 import sys
 
-import evaluate
 import models
-import runs
-from experiments import make_parser, train_or_resume
+from experiments import evaluate_run, make_parser, train_or_resume
 from recipe import LIMITS, Recipe
 
 
@@ -33,9 +31,7 @@ def main(argv=None):
     parser.add_argument("--epochs", type=command.number(*LIMITS["epochs"]), default=Recipe.epochs)
     arguments = parser.parse_args(argv)
     train_or_resume(arguments.folder, "cnn2", Recipe(epochs=arguments.epochs), arguments, network=SoftmaxTwice)
-    with runs.claim_folder(arguments.folder):
-        device = command.choose_device(arguments.device)
-        evaluate.evaluate_checkpoint(arguments.folder / runs.BEST, arguments.data_dir, device)
+    evaluate_run(arguments.folder, arguments)
 
 
 if __name__ == "__main__":
