@@ -156,21 +156,20 @@ def cifar10_root(data_dir):
     with command.locked(data_dir, wait=True) as held:  # a second process waits for what the first one fetches
         if held:
             remove_leftovers(data_dir)
-        if not archive.exists() and not folder.is_dir():
-            download(archive)
-        elif archive.exists() and not check_integrity(archive, ARCHIVE_MD5):
-            raise DataError(f"{archive} is damaged (its MD5 is wrong): remove it to have it fetched again")
-        try:
-            temporary, keep = tempfile.TemporaryDirectory(prefix=".extracting-", dir=data_dir), True
-        except OSError:
-            temporary, keep = tempfile.TemporaryDirectory(), False
-        with temporary as extracted:
-            if not folder.is_dir():
+        if not folder.is_dir():  # unless another process has just made it
+            if not archive.exists():
+                download(archive)
+            elif not check_integrity(archive, ARCHIVE_MD5):
+                raise DataError(f"{archive} is damaged (its MD5 is wrong): remove it to have it fetched again")
+            try:
+                temporary, keep = tempfile.TemporaryDirectory(prefix=".extracting-", dir=data_dir), True
+            except OSError:
+                temporary, keep = tempfile.TemporaryDirectory(), False
+            with temporary as extracted:
                 extract(archive, extracted)
-            if not keep:
-                yield Path(extracted)
-                return
-            if not folder.is_dir():
+                if not keep:
+                    yield Path(extracted)
+                    return
                 os.replace(Path(extracted) / CIFAR10.base_folder, folder)  # so only a whole folder ever has this name
     yield data_dir
 
