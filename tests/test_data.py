@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import CIFAR10
 
 import data
+
+LAST_MIRROR = data.MIRRORS[-1]  # in the tests there is another
 
 
 def a_split(count=100):
@@ -206,9 +209,9 @@ def small_cifar10(tmp_path, monkeypatch):
         (folder / name).write_bytes(pickle.dumps(batch))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": data.CLASSES["cifar10"]}))
     md5 = {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in FILES}
-    monkeypatch.setattr(data.CIFAR10, "train_list", [[name, md5[name]] for name in FILES[:5]])
-    monkeypatch.setattr(data.CIFAR10, "test_list", [["test_batch", md5["test_batch"]]])
-    monkeypatch.setattr(data.CIFAR10, "meta", data.CIFAR10.meta | {"md5": md5["batches.meta"]})
+    monkeypatch.setattr(CIFAR10, "train_list", [[name, md5[name]] for name in FILES[:5]])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5["test_batch"]]])
+    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": md5["batches.meta"]})
     return folder.parent
 
 
@@ -295,6 +298,11 @@ def refuse_each_damage(data_dir, name):
 # From here on: the real CIFAR-10.
 
 
+def test_what_is_fetched_is_what_torchvision_expects():
+    assert (CIFAR10.base_folder, CIFAR10.filename, CIFAR10.tgz_md5) == (data.FOLDER, data.ARCHIVE, data.ARCHIVE_MD5)
+    assert CIFAR10.url == LAST_MIRROR
+
+
 def test_cifar10_is_split_45000_5000_10000(cifar10_dir):
     splits = data.load_splits("cifar10", cifar10_dir)
     for name, per_class in (("train", 4500), ("validation", 500), ("test", 1000)):
@@ -302,7 +310,7 @@ def test_cifar10_is_split_45000_5000_10000(cifar10_dir):
         assert split.images.shape == (10 * per_class, 3, 32, 32) and split.images.dtype == torch.uint8
         assert split.images.is_contiguous(memory_format=torch.channels_last)
         assert torch.bincount(split.labels).tolist() == [per_class] * 10
-    official = data.CIFAR10(cifar10_dir, train=True).data
+    official = CIFAR10(cifar10_dir, train=True).data
     seen = np.concatenate([splits[name].images.permute(0, 2, 3, 1).numpy() for name in ("train", "validation")])
     assert sorted(map(bytes, seen)) == sorted(map(bytes, official)), "together the official training images"
     # Published for the official 50,000: 125.3, 123.0, 113.9 and 63.0, 62.1, 66.7.
@@ -314,12 +322,9 @@ def test_cifar10_is_split_45000_5000_10000(cifar10_dir):
 def test_training_does_not_read_the_test_images(cifar10_dir, monkeypatch):
     def refuse(root, train):
         assert train, "the test batch was asked for"
-        return official(root, train=train)
+        return CIFAR10(root, train=train)
 
-    official = data.CIFAR10
-    for name in ("base_folder", "filename"):
-        setattr(refuse, name, getattr(official, name))
-    monkeypatch.setattr(data, "CIFAR10", refuse)
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", refuse)
     assert set(data.load_splits("cifar10", cifar10_dir, ("train", "validation"))) == {"train", "validation"}
 
 
