@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix, precision_recall_fscore_support
 from torch.nn.functional import nll_loss
+from tqdm import tqdm
 
 import data
 import models
@@ -47,21 +47,23 @@ def main(argv=None):
     if arguments.image:
         return 0 if predict_pictures(checkpoints, arguments.image, device) else 2
     # All are read before any is evaluated: a wrong name among them is found at once.
-    datasets = {runs.load_checkpoint(path)["dataset"] for path in checkpoints}
-    if len(datasets) > 1:
-        raise runs.CheckpointError(
-            f"checkpoints of different data sets can't be compared: {', '.join(sorted(datasets))}"
-        )
+    loaded = [models.load_model(path) for path in checkpoints]
+    kinds = sorted({f"{checkpoint['dataset']}, split {checkpoint['split_seed']}" for _, checkpoint in loaded})
+    if len(kinds) > 1:
+        raise runs.CheckpointError(f"checkpoints of different data sets can't be compared: {'; '.join(kinds)}")
     folders = [results_folder(path) for path in checkpoints]
     if len(set(map(os.path.realpath, folders))) < len(folders):
         raise command.UsageError("two of these checkpoints would write to the same folder: evaluate them one by one")
     out_dir = arguments.out_dir or Path(os.path.realpath(folders[0])).parent
+    splits = read_splits(loaded[0][1], arguments.data_dir, device, ["test"] if arguments.robustness else runs.SPLITS)
     if arguments.robustness:
-        measure_robustness(checkpoints, arguments.data_dir, device, out_dir)
+        names = run_names([folder.resolve() for folder in folders])
+        networks = {name: model.to(device) for name, (model, _) in zip(names, loaded)}
+        measure_robustness(networks, splits["test"], out_dir)
         return 0
-    for path, folder in zip(checkpoints, folders):
+    for path, folder, (model, checkpoint) in zip(checkpoints, folders, loaded):
         with runs.claim_folder(folder):
-            evaluate_checkpoint(path, arguments.data_dir, device)
+            write_results(path, model.to(device), checkpoint, splits)
     if len(checkpoints) > 1:
         compare(folders, out_dir)
     return 0
@@ -124,17 +126,25 @@ def mean_loss_and_accuracy(predictions: Predictions):
 
 
 def evaluate_checkpoint(path, data_dir, device):
-    """Evaluate one checkpoint on the three splits; write metrics.json, predictions_test.npz, the pictures and what they
-    show, print the tables.
+    """Evaluate one checkpoint on the three splits: see write_results."""
+    model, checkpoint = models.load_model(path)
+    return write_results(path, model.to(device), checkpoint, read_splits(checkpoint, data_dir, device))
+
+
+def read_splits(checkpoint, data_dir, device, names=runs.SPLITS):
+    """The splits that a checkpoint's network was trained for, as a dict from name to data.Split on the device."""
+    splits = data.load_splits(checkpoint["dataset"], data_dir, names, checkpoint["split_seed"])
+    return {name: split.to(device) for name, split in splits.items()}
+
+
+def write_results(path, model, checkpoint, splits):
+    """Evaluate a checkpoint's network on the three splits; write metrics.json, predictions_test.npz, the pictures and
+    what they show, print the tables.
 
     Returns the metrics as they stand in metrics.json; their "settings" are those under which the checkpoint's epoch was
     trained, their "seconds" those of all epochs up to it.
     """
-    path = Path(path)
-    model, checkpoint = models.load_model(path)
-    model.to(device)
     folder = results_folder(path)
-    splits = data.load_splits(checkpoint["dataset"], data_dir, split_seed=checkpoint["split_seed"])
     if checkpoint["classes"] != data.CLASSES[checkpoint["dataset"]]:
         raise runs.CheckpointError(f"{path} has other classes than {checkpoint['dataset']}")
     metrics = {
@@ -151,7 +161,7 @@ def evaluate_checkpoint(path, data_dir, device):
     print(f"\n{path}: {checkpoint['model']}, epoch {checkpoint['epoch']}")
     predictions = {}
     for name, split in splits.items():
-        predictions[name] = infer(model, split.to(device))
+        predictions[name] = infer(model, split)
         metrics[name] = rounded(split_metrics(predictions[name], checkpoint["classes"]))
         print(f"\n{name}\n{format_metrics(metrics[name])}", flush=True)
     write_predictions(folder, splits["test"].images, predictions["test"], checkpoint["classes"])
@@ -181,7 +191,7 @@ def write_predictions(folder, images, predictions: Predictions, classes):
     runs.write_arrays(
         folder / runs.MISTAKES,
         index=mistakes,
-        images=images[mistakes].numpy(),
+        images=images[mistakes].cpu().numpy(),
         labels=labels[mistakes],
         probabilities=probabilities[mistakes],
         classes=classes,
@@ -204,6 +214,9 @@ def results_folder(checkpoint_path):
 
 def split_metrics(predictions: Predictions, classes):
     """All metrics of one split as a plain dict."""
+    # Imported here, so that whoever mistypes an option needn't wait for it.
+    from sklearn.metrics import balanced_accuracy_score, confusion_matrix, precision_recall_fscore_support
+
     loss, _ = mean_loss_and_accuracy(predictions)
     probabilities, labels = predictions.probabilities(), predictions.labels.numpy()
     predicted = probabilities.argmax(axis=1)
@@ -368,28 +381,24 @@ def mcnemar(this, that):
     return only_this, only_that, min(1.0, 2 * tail / 2**differing)
 
 
-def measure_robustness(checkpoints, data_dir, device, out_dir):
-    """Write robustness.csv and .png: test accuracy by shift, the mean over the four directions, and by angle, the mean
-    over both senses of rotation."""
-    rows = []
-    folders = [results_folder(path).resolve() for path in checkpoints]
-    for path, name in zip(checkpoints, run_names(folders)):
-        model, checkpoint = models.load_model(path)
-        model.to(device)
-        split = data.load_splits(checkpoint["dataset"], data_dir, ["test"], checkpoint["split_seed"])["test"]
-        unchanged = mean_accuracy(model, split, [split.images])
-        for pixels in SHIFTS:
-            moved = (data.shifted(split.images, *by) for by in [(pixels, 0), (-pixels, 0), (0, pixels), (0, -pixels)])
-            accuracy = mean_accuracy(model, split, moved) if pixels else unchanged
-            rows.append({"model": name, "transformation": "shift", "amount": pixels, "test_accuracy": accuracy})
-        for degrees in ROTATIONS:
-            turned = (data.rotated(split.images, angle) for angle in (degrees, -degrees))
-            accuracy = mean_accuracy(model, split, turned) if degrees else unchanged
-            rows.append({"model": name, "transformation": "rotation", "amount": degrees, "test_accuracy": accuracy})
-        print(f"{name}: done", flush=True)
+def measure_robustness(networks, split, out_dir):
+    """Write robustness.csv and .png: the accuracy of networks, a dict by name, on a split whose images are shifted, the
+    mean over the four directions, or turned, the mean over both senses."""
+    accuracies = {}
+    versions = 4 * len(SHIFTS) + 2 * len(ROTATIONS) - 4  # an amount of 0 has one direction
+    bar = tqdm(changed(split.images), "robustness", versions, leave=False, disable=None)
+    for transformation, amount, images in bar:
+        for name, model in networks.items():
+            accuracy = mean_loss_and_accuracy(infer(model, data.Split(images, split.labels)))[1]
+            accuracies.setdefault((name, transformation, amount), []).append(accuracy)
+    rows = [
+        {"model": name, "transformation": transformation, "amount": amount, "test_accuracy": sum(values) / len(values)}
+        for (name, transformation, amount), values in accuracies.items()
+    ]
+    rows.sort(key=lambda row: list(networks).index(row["model"]))
     for transformation, amounts in (("shift", SHIFTS), ("rotation", ROTATIONS)):
         table = [[transformation, *map(str, amounts)]]
-        for name in dict.fromkeys(row["model"] for row in rows):
+        for name in networks:
             chosen = [row for row in rows if (row["model"], row["transformation"]) == (name, transformation)]
             table.append([name, *(f"{row['test_accuracy']:.1%}" for row in chosen)])
         print(f"\n{format_table(table)}")
@@ -399,14 +408,14 @@ def measure_robustness(checkpoints, data_dir, device, out_dir):
         print(f"\nThe picture is in {out_dir}")
 
 
-def mean_accuracy(model, split, variants):
-    """The accuracy on several versions of a split's images, uint8 [N, 3, 32, 32] each, averaged over them."""
-    device = model.mean.device
-    accuracies = []
-    for images in variants:
-        images = images.contiguous(memory_format=torch.channels_last)
-        accuracies.append(mean_loss_and_accuracy(infer(model, data.Split(images, split.labels).to(device)))[1])
-    return sum(accuracies) / len(accuracies)
+def changed(images):
+    """Yield (transformation, amount, changed images), one after the other, so that one is in memory at a time."""
+    for pixels in SHIFTS:
+        for by in dict.fromkeys([(pixels, 0), (-pixels, 0), (0, pixels), (0, -pixels)]):
+            yield "shift", pixels, data.shifted(images, *by).contiguous(memory_format=torch.channels_last)
+    for degrees in ROTATIONS:
+        for angle in dict.fromkeys([degrees, -degrees]):
+            yield "rotation", degrees, data.rotated(images, angle).contiguous(memory_format=torch.channels_last)
 
 
 def table_rows(rows):

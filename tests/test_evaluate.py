@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import sklearn.metrics
 import torch
 from PIL import Image
 from scipy.stats import binomtest
+from sklearn.datasets import load_digits
 
 import data
 import evaluate
@@ -243,6 +245,20 @@ def test_interrupted_measurement_leaves_the_former_one(finished_run, call, tmp_p
     assert (tmp_path / "robustness.csv").read_bytes() == before
 
 
+def test_several_networks_share_the_data(finished_run, call, tmp_path, monkeypatch):
+    """Data are read, and images changed, once for all of them."""
+    for model in ("dense", "cnn2"):
+        (tmp_path / model).mkdir()
+        shutil.copy(finished_run(model)[0] / "best.pt", tmp_path / model)
+    watched = {name: Mock(wraps=getattr(data, name)) for name in ("load_splits", "shifted", "rotated")}
+    for name, mock in watched.items():
+        monkeypatch.setattr(data, name, mock)
+    assert call(evaluate.main, "dense/best.pt", "cnn2/best.pt")[0] == 0
+    assert watched["load_splits"].call_count == 1
+    assert call(evaluate.main, "dense/best.pt", "cnn2/best.pt", "--robustness")[0] == 0
+    assert [mock.call_count for mock in watched.values()] == [2, 1 + 4 * 8, 1 + 2 * 9]
+
+
 def test_two_checkpoints_never_share_a_results_folder(finished_run, call, tmp_path):
     for name in ("m.pt", "m.ckpt"):
         shutil.copy(finished_run("cnn2")[0] / "best.pt", tmp_path / name)
@@ -266,7 +282,7 @@ MOVES = [(4, 0), (-4, 0), (0, 4), (0, -4)]
 
 def test_pictures_are_named_without_a_data_set(finished_run, call, tmp_path):
     folder, _ = finished_run("cnn2")
-    four = next(iter(data.load_digits(n_class=5).images[4:5])) * 15
+    four = load_digits(n_class=5).images[4] * 15
     Image.fromarray(four.astype(np.uint8)).resize((800, 800)).convert("RGB").save(tmp_path / "photo.jpg")
     Image.fromarray(four.astype(np.uint8)).save(tmp_path / "grey.png")
     transparent = Image.new("RGBA", (40, 40), "black")
