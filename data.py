@@ -262,18 +262,6 @@ def fetch(url, file, may_be_slow):
         raise OSError(f"sent the right number of bytes with the wrong MD5, {md5.hexdigest()}")
 
 
-def channel_statistics(images):
-    """Per-channel mean and standard deviation of uint8 images [N, 3, H, W]: two lists of 3, in pixel units."""
-    total, squares = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-    for chunk in images.split(1000):  # in chunks, because the whole as float64 would take a gigabyte
-        pixels = chunk.double()
-        total += pixels.sum(dim=(0, 2, 3))
-        squares += pixels.square().sum(dim=(0, 2, 3))
-    count = images.numel() / 3
-    mean = total / count
-    return mean.tolist(), (squares / count - mean.square()).sqrt().tolist()
-
-
 def derived_seed(*numbers):
     """One well-mixed seed from several, as (seed, epoch, purpose), so that each gets random numbers of its own."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

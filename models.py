@@ -7,6 +7,7 @@ and that is what `torch.nn.functional.cross_entropy` wants, because it applies (
 
 import torch
 from torch import nn
+from torch.nn.functional import unfold
 
 import runs
 
@@ -14,16 +15,24 @@ import runs
 class Network(nn.Module):
     """Base of all networks: per-channel normalisation, then `self.layers`, then softmax.
 
-    `mean` and `std` are buffers, float32 [3, 1, 1] in pixel units (0 to 255), measured on the training split by
-    whoever builds the network for training, and overwritten by the saved ones when a checkpoint is loaded.
+    `mean` and `std` are buffers, float32 [3, 1, 1] in pixel units (0 to 255).
     """
 
     layers: nn.Sequential
 
-    def __init__(self, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)):
+    def __init__(self):
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
+        self.register_buffer("mean", torch.zeros(3, 1, 1))
+        self.register_buffer("std", torch.ones(3, 1, 1))
+
+    def adapt(self, images):
+        """Take what isn't learned, here mean and standard deviation, from the training images, uint8 [N, 3, 32, 32].
+
+        Whoever trains a new network calls it first; a loaded one has it from its checkpoint.
+        """
+        mean, std = channel_statistics(images)
+        self.mean.copy_(torch.tensor(mean).view(3, 1, 1))
+        self.std.copy_(torch.tensor(std).view(3, 1, 1))
 
     def logits(self, images):
         """uint8 images [N, 3, 32, 32] -> unnormalised scores [N, 10], float32 (bfloat16 under autocast)."""
@@ -32,6 +41,18 @@ class Network(nn.Module):
     def forward(self, images):
         """uint8 images [N, 3, 32, 32] -> class probabilities, float32 [N, 10], rows summing to 1."""
         return self.logits(images).float().softmax(dim=1)
+
+
+def channel_statistics(images):
+    """Per-channel mean and standard deviation of uint8 images [N, 3, H, W]: two lists of 3, in pixel units."""
+    total, squares = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    for chunk in images.split(1000):  # in chunks, because the whole as float64 would take a gigabyte
+        pixels = chunk.double()
+        total += pixels.sum(dim=(0, 2, 3))
+        squares += pixels.square().sum(dim=(0, 2, 3))
+    count = images.numel() / 3
+    mean = total / count
+    return mean.tolist(), (squares / count - mean.square()).sqrt().tolist()
 
 
 class Flatten(nn.Module):
@@ -48,8 +69,8 @@ class Flatten(nn.Module):
 class Dense(Network):
     """Two hidden fully connected layers; sees an image as 3,072 unrelated numbers."""
 
-    def __init__(self, *normalisation):
-        super().__init__(*normalisation)
+    def __init__(self):
+        super().__init__()
         self.layers = nn.Sequential(
             Flatten(), nn.Linear(3 * 32 * 32, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 10)
         )
@@ -66,8 +87,8 @@ def convolution_block(channels_in, channels_out):
 class CNN1(Network):
     """One convolution block and a hidden fully connected layer: CNN2 without its second block."""
 
-    def __init__(self, *normalisation):
-        super().__init__(*normalisation)
+    def __init__(self):
+        super().__init__()
         self.layers = nn.Sequential(
             *convolution_block(3, 32), Flatten(), nn.Linear(32 * 16 * 16, 128), nn.ReLU(), nn.Linear(128, 10)
         )
@@ -76,8 +97,8 @@ class CNN1(Network):
 class CNN2(Network):
     """Two convolution blocks and a hidden fully connected layer: the main network."""
 
-    def __init__(self, *normalisation):
-        super().__init__(*normalisation)
+    def __init__(self):
+        super().__init__()
         self.layers = nn.Sequential(
             *convolution_block(3, 32),
             *convolution_block(32, 64),
@@ -97,8 +118,8 @@ class VGG(Network):
 
     widths = (64, 64, "pool", 128, 128, "pool", 256, 256, "pool")
 
-    def __init__(self, *normalisation):
-        super().__init__(*normalisation)
+    def __init__(self):
+        super().__init__()
         layers, channels = [], 3
         for width in self.widths:
             if width == "pool":
@@ -114,11 +135,11 @@ class VGG(Network):
 MODELS = {"dense": Dense, "cnn1": CNN1, "cnn2": CNN2, "vgg": VGG}
 
 
-def build(network, *normalisation):
+def build(network):
     """A new network, by name or class, in channels_last format, with random weights from torch's global generator."""
     if isinstance(network, str):
         network = MODELS[network]
-    return network(*normalisation).to(memory_format=torch.channels_last)
+    return network().to(memory_format=torch.channels_last)
 
 
 def count_parameters(model):

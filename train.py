@@ -76,9 +76,10 @@ def main(argv=None):
 def prepare(network, dataset, data_dir, recipe, device):
     """A new network, by name or class, and the training and validation split, all on the device: (Network, dict)."""
     splits = data.load_splits(dataset, data_dir, ("train", "validation"))
-    normalisation = data.channel_statistics(splits["train"].images)
     torch.manual_seed(recipe.seed)
-    model = models.build(network, *normalisation).to(device)
+    model = models.build(network)
+    model.adapt(splits["train"].images)
+    model.to(device)
     return model, {name: split.to(device) for name, split in splits.items()}
 
 

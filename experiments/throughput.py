@@ -93,7 +93,9 @@ class Project:
     def __init__(self, name, split, precision):
         self.split = split
         torch.manual_seed(0)
-        self.model = models.build(name, *data.channel_statistics(split.images[:1000].cpu())).to(split.labels.device)
+        self.model = models.build(name)
+        self.model.adapt(split.images[:1000].cpu())
+        self.model.to(split.labels.device)
         self.optimizer = train.make_optimizer(self.model, Recipe())
         self.autocast = train.make_autocast(split.labels.device, precision)
         self.batch = next(data.batches(split, Recipe.batch_size, 0, 1))

@@ -4,6 +4,7 @@ import io
 import pickle
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,7 +30,8 @@ IMAGES = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8, generator=torc
     ],
 )
 def test_networks_give_probabilities_and_have_the_described_size(name, parameters, multiply_adds):
-    model = models.build(name, [120, 120, 110], [60, 60, 65]).eval()
+    model = models.build(name).eval()
+    model.adapt(IMAGES)
     assert models.count_parameters(model) == parameters
     assert models.multiply_adds(model) == multiply_adds
     probabilities = model(IMAGES)
@@ -40,15 +42,24 @@ def test_networks_give_probabilities_and_have_the_described_size(name, parameter
 
 
 def test_network_normalises_its_input_per_channel():
-    model = models.build("cnn1", [10, 20, 30], [2, 4, 5])
-    plain = models.build("cnn1")
-    plain.load_state_dict(model.state_dict() | {"mean": torch.zeros(3, 1, 1), "std": torch.ones(3, 1, 1)})
-    mean, std = torch.tensor([10.0, 20, 30]).view(3, 1, 1), torch.tensor([2.0, 4, 5]).view(3, 1, 1)
-    torch.testing.assert_close(model.logits(IMAGES), plain.logits((IMAGES.float() - mean) / std))
+    pixels = IMAGES.double()
+    std, mean = torch.std_mean(pixels, dim=(0, 2, 3), correction=0, keepdim=True)
+    model = models.build("cnn1")
+    expected = model.logits(((pixels - mean) / std).float())
+    model.adapt(IMAGES)
+    torch.testing.assert_close(model.logits(IMAGES), expected)
+
+
+def test_channel_statistics_are_those_of_numpy():
+    images = torch.randint(0, 256, (2500, 3, 8, 8), dtype=torch.uint8)
+    mean, std = models.channel_statistics(images)
+    np.testing.assert_allclose(mean, images.numpy().mean(axis=(0, 2, 3)))
+    np.testing.assert_allclose(std, images.numpy().std(axis=(0, 2, 3)))
 
 
 def a_checkpoint(**changes):
-    model = models.build("cnn1", [120, 120, 110], [60, 60, 65])
+    model = models.build("cnn1")
+    model.adapt(IMAGES)
     return {
         "format_version": runs.FORMAT_VERSION,
         "model": "cnn1",

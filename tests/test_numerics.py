@@ -25,7 +25,8 @@ LOSSES = {
 def first_losses(name):
     split = data.load_splits("digits", "", ["train"])["train"]
     torch.manual_seed(RECIPE.seed)
-    model = models.build(name, *data.channel_statistics(split.images)).train()
+    model = models.build(name).train()
+    model.adapt(split.images)
     for layer in model.layers:
         if isinstance(layer, torch.nn.Dropout):
             layer.p = 0.0  # PyTorch 2.6 and 2.14 draw different masks, which is no mistake

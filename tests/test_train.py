@@ -164,7 +164,8 @@ def test_loss_is_averaged_over_samples_and_taken_on_the_logits(call, tmp_path):
     quick(call, "--learning-rate", "1e-12", "--precision", "fp32", "--out-dir", ".", epochs=1)
     split = data.load_splits("digits", "", ["train"])["train"]
     torch.manual_seed(0)
-    model = models.build("cnn1", *data.channel_statistics(split.images))
+    model = models.build("cnn1")
+    model.adapt(split.images)
     with torch.no_grad():
         loss = torch.nn.functional.cross_entropy(model.logits(split.images), split.labels).item()
         accuracy = (model(split.images).argmax(dim=1) == split.labels).double().mean().item()
