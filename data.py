@@ -52,8 +52,7 @@ MIRRORS = [
 TIMEOUT = 20  # seconds without an answer, to connect or to read
 SLOW_SECONDS, SLOW_BYTES = 15, 1_500_000  # a mirror that brings less in this time is left for the next one
 
-MAX_SHIFT = 4  # pixels, in each direction, by --augment
-GREY = 127  # of what --cutout hides
+MAX_SHIFT = 2  # pixels, in each direction, by --augment
 MARGIN = 8  # pixels by which images are continued outwards, as a mirror would, before they are moved or turned
 
 
@@ -267,7 +266,7 @@ def derived_seed(*numbers):
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def batches(split, batch_size, seed, epoch, augment=False, cutout=0):
+def batches(split, batch_size, seed, epoch, augment=False):
     """Yield (images, labels) in an order, and with an augmentation, that (seed, epoch) alone decide.
 
     All random numbers are drawn at once and on the CPU: the same on every device, and nothing to save for a resume.
@@ -276,45 +275,37 @@ def batches(split, batch_size, seed, epoch, augment=False, cutout=0):
     count, device = len(split.labels), split.labels.device
     generator = torch.Generator().manual_seed(derived_seed(seed, epoch, 1))
     order = torch.randperm(count, generator=generator).to(device)
-    flips = torch.randint(0, 2, (count,), generator=generator, dtype=torch.bool).to(device)
     shifts = torch.randint(-MAX_SHIFT, MAX_SHIFT + 1, (count, 2), generator=generator).to(device)
-    centres = torch.randint(0, split.images.shape[2], (count, 2), generator=generator).to(device)
+    flips = torch.randint(0, 2, (count,), generator=generator.manual_seed(derived_seed(seed, 0, 1)), dtype=torch.bool)
+    # Each image in turn as it is and mirrored: a flip drawn anew would repeat the last epoch's half of the time (Jordan
+    # 2024, arXiv:2404.00498).
+    flips = flips.to(device) ^ (epoch % 2 == 1)
     pixels = split.images.permute(0, 2, 3, 1)  # in the order of memory: each image is one run of bytes to copy
     for start in range(0, count, batch_size):
         batch = slice(start, start + batch_size)
         images = pixels.index_select(0, order[batch]).permute(0, 3, 1, 2)
         if augment:
-            images = flip_and_shift(images, flips[batch], shifts[batch])
-        if cutout:
-            images = cut_out(images, centres[batch], cutout)
+            images = flip_and_shift(images, flips[order[batch]], shifts[batch])
         yield images, split.labels[order[batch]]
 
 
 def flip_and_shift(images, flips, shifts):
     """Mirror the images for which `flips` (bool [N]) says so, then move each by `shifts` (int64 [N, 2]: down, right).
 
-    uint8 [N, 3, H, W] in and out. Pixels from outside are black; a shift is at most MAX_SHIFT in each direction.
+    uint8 [N, 3, H, W] in and out. What comes in from outside is the reflection of what is inside.
     """
     count, _, height, width = images.shape
-    padded = torch.nn.functional.pad(images, [MAX_SHIFT] * 4)
-    rows = torch.arange(height, device=images.device) + MAX_SHIFT - shifts[:, :1]
-    columns = torch.arange(width, device=images.device) + MAX_SHIFT - shifts[:, 1:]
-    columns = torch.where(flips[:, None], width + 2 * MAX_SHIFT - 1 - columns, columns)
+    rows = reflected(torch.arange(height, device=images.device) - shifts[:, :1], height)
+    columns = reflected(torch.arange(width, device=images.device) - shifts[:, 1:], width)
+    columns = torch.where(flips[:, None], width - 1 - columns, columns)
     samples = torch.arange(count, device=images.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[samples, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return images.permute(0, 2, 3, 1)[samples, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def cut_out(images, centres, size):
-    """Hide a square of `size` pixels a side in each image, about `centres` (int64 [N, 2]: row, column).
-
-    uint8 [N, 3, H, W] in and out. The square is grey, about the mean of natural images, and less of it shows where it
-    reaches over the edge. Cutout: DeVries & Taylor 2017, arXiv:1708.04552.
-    """
-    first = centres - size // 2
-    rows = torch.arange(images.shape[2], device=images.device) - first[:, :1]
-    columns = torch.arange(images.shape[3], device=images.device) - first[:, 1:]
-    hidden = ((rows >= 0) & (rows < size))[:, None, :, None] & ((columns >= 0) & (columns < size))[:, None, None, :]
-    return torch.where(hidden, GREY, images)
+def reflected(positions, size):
+    """Positions of up to `size` beyond the ends of [0, size), as a mirror on the first or last one sees them."""
+    positions = positions.abs()
+    return torch.where(positions < size, positions, 2 * (size - 1) - positions)
 
 
 def shifted(images, down, right):

@@ -132,7 +132,41 @@ class VGG(Network):
         )
 
 
-MODELS = {"dense": Dense, "cnn1": CNN1, "cnn2": CNN2, "vgg": VGG}
+class FastVGG(Network):
+    """A VGG that reaches a higher accuracy with less computation: after airbench94 (Jordan 2024, arXiv:2404.00498).
+
+    Its first layer is not trained: it whitens patches of 2x2 pixels (adapt). Pooling follows the first convolution of a
+    block, so that the second has a quarter of the work. A convolution starts by handing on what it gets (Dirac), and at
+    the end global pooling replaces the hidden fully connected layer.
+    """
+
+    def __init__(self):
+        super().__init__()
+        layers, channels = [nn.Conv2d(3, 24, 2, bias=False), nn.GELU()], 24
+        for width in (64, 256, 256):
+            for number in range(2):
+                convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+                nn.init.dirac_(convolution.weight[:channels])
+                pooling = [nn.MaxPool2d(2)] if number == 0 else []
+                layers += [convolution, *pooling, nn.BatchNorm2d(width, momentum=0.4), nn.GELU()]
+                channels = width
+        self.layers = nn.Sequential(*layers, nn.MaxPool2d(3), Flatten(), nn.Linear(channels, 10, bias=False))
+        self.layers[0].weight.requires_grad_(False)
+
+    def adapt(self, images):
+        """Also make the first layer whiten: its 24 filters are the principal components of patches of 2x2 normalised
+        pixels, each scaled to unit variance, and their negatives."""
+        super().adapt(images)
+        patches = unfold((images[:5000] - self.mean) / self.std, kernel_size=2).transpose(1, 2).flatten(0, 1).double()
+        variances, components = torch.linalg.eigh(patches.T @ patches / len(patches))
+        filters = (components / (variances + 5e-4).sqrt()).T.view(-1, 3, 2, 2)
+        self.layers[0].weight.data.copy_(torch.cat([filters, -filters]))
+
+    def logits(self, images):
+        return super().logits(images) / 9  # so that the rate of the other layers suits the last one too
+
+
+MODELS = {"dense": Dense, "cnn1": CNN1, "cnn2": CNN2, "vgg": VGG, "vgg_fast": FastVGG}
 
 
 def build(network):

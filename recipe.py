@@ -12,12 +12,12 @@ LIMITS = {
     "learning_rate": (float, 1e-12, 1e12),
     "batch_size": (int, 1, 10**4),
     "weight_decay": (float, 0, 1e12),
+    "bias_rate": (float, 1e-6, 1e6),
     "target_loss": (float, 0, 1e12),
-    "cutout": (int, 0, 32),
     "label_smoothing": (float, 0, 1),
     "seed": (int, 0, 2**63 - 1),
 }
-SCHEDULES = ("constant", "cosine")
+CHOICES = {"optimizer": ("adamw", "sgd"), "schedule": ("constant", "cosine")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +31,11 @@ class Recipe:
     epochs: int = 80
     learning_rate: float = 1e-4
     batch_size: int = 32
+    optimizer: str = "adamw"
     weight_decay: float = 0.01
+    bias_rate: float = 1.0  # the biases' learning rate, in those of the other weights
     target_loss: float | None = None  # a validation loss that ends the training
     augment: bool = False
-    cutout: int = 0  # pixels
     label_smoothing: float = 0.0
     schedule: str = "constant"  # of the learning rate
     seed: int = 0
@@ -45,8 +46,10 @@ class Recipe:
             allowed = type(value) in (int, kind) and low <= value <= high
             if not allowed and (name, value) != ("target_loss", None):
                 raise ValueError(f"{name} {reprlib.repr(value)}")
-        if self.schedule not in SCHEDULES or type(self.augment) is not bool:
-            raise ValueError(f"schedule {reprlib.repr(self.schedule)}, augment {reprlib.repr(self.augment)}")
+        for name, allowed in (CHOICES | {"augment": (False, True)}).items():
+            value = getattr(self, name)
+            if type(value) is not type(allowed[0]) or value not in allowed:
+                raise ValueError(f"{name} {reprlib.repr(value)}")
 
 
 def add_options(parser):
@@ -57,6 +60,8 @@ def add_options(parser):
         default = "off" if default is None or default is False else default
         if name in LIMITS:
             how = {"type": command.number(*LIMITS[name])} | how
+        if name in CHOICES:
+            how = {"choices": CHOICES[name]}
         group.add_argument(
             f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=f"{help} (default: {default})", **how
         )
@@ -66,14 +71,15 @@ def add_options(parser):
 
     group = parser.add_argument_group("recipe", "the defaults are the exercise's")
     option("epochs", "passes over the training split")
-    option("learning_rate", "AdamW's step size")
+    option("optimizer", "sgd: with Nesterov momentum")
+    option("learning_rate", "the optimiser's step size")
+    option("bias_rate", "learning rate of the biases, as a multiple of that of the other weights")
     option("batch_size", "images per step")
-    option("weight_decay", "AdamW's decoupled weight decay")
+    option("weight_decay", "decoupled from the gradient by adamw, added to it by sgd")
     option("target_loss", "stop once the validation loss is as low; off lifts it on --resume", type=loss_or_off)
-    option("augment", "flip and shift training images at random", action="store_true")
-    option("cutout", "side of a square hidden in each training image, in pixels")
+    option("augment", "mirror every other epoch's training images, and shift each a little", action="store_true")
     option("label_smoothing", "share of the target spread over all classes")
-    option("schedule", "of the learning rate; cosine: a short warm-up, then down to 0", choices=SCHEDULES)
+    option("schedule", "of the learning rate; cosine: a short warm-up, then down to 0")
     option("seed", "of weights, batch order, dropout and augmentation")
 
 

@@ -26,6 +26,7 @@ import models
 import runs
 from recipe import Recipe, add_options, given_settings
 
+MOMENTUM = 0.85  # of SGD
 WARM_UP = 0.05  # the share of all steps in which the cosine schedule rises
 CHECK_EVERY = 50  # steps between two looks at whether the loss is still finite: each makes a GPU wait
 ADVICE = "what was saved before is kept. Start again with a lower --learning-rate"
@@ -140,10 +141,11 @@ def train_epoch(model, forward, optimizer, split, recipe: Recipe, epoch, autocas
     steps = math.ceil(len(split.labels) / recipe.batch_size)
     losses = torch.zeros(steps, device=split.labels.device)
     correct = torch.zeros((), dtype=torch.int64, device=split.labels.device)
-    batches = data.batches(split, recipe.batch_size, recipe.seed, epoch, recipe.augment, recipe.cutout)
+    batches = data.batches(split, recipe.batch_size, recipe.seed, epoch, recipe.augment)
     for step, (images, labels) in enumerate(tqdm(batches, f"epoch {epoch}", steps, leave=False, disable=None)):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at((epoch - 1) * steps + step, recipe.epochs * steps, recipe)
+            rate = learning_rate_at((epoch - 1) * steps + step, recipe.epochs * steps, recipe)
+            group["lr"] = group["factor"] * rate
         loss, logits = train_step(forward, optimizer, images, labels, autocast, recipe.label_smoothing)
         losses[step] = loss * len(labels)
         correct += (logits.argmax(dim=1) == labels).sum()
@@ -153,7 +155,7 @@ def train_epoch(model, forward, optimizer, split, recipe: Recipe, epoch, autocas
 
 
 def train_step(forward, optimizer, images, labels, autocast, label_smoothing=0.0):
-    """Forward, backward, AdamW on one batch; the mean cross-entropy and the logits, both on the device.
+    """Forward, backward, an update on one batch; the mean cross-entropy and the logits, both on the device.
 
     Label smoothing (Szegedy et al. 2016, arXiv:1512.00567) changes what is minimised, not the cross-entropy returned.
     """
@@ -177,23 +179,39 @@ def check_finite(losses, epoch):
 
 
 def make_optimizer(model, recipe: Recipe):
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), one kernel for all parameters."""
-    return torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), or SGD with Nesterov momentum (Sutskever et al. 2013).
+
+    Where the biases have a rate of their own, they are a group of their own; they decay as the others do.
+    """
+    weights = {factor: [] for factor in (1.0, recipe.bias_rate)}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            weights[recipe.bias_rate if name.endswith("bias") else 1.0].append(weight)
+    groups = [
+        {"params": params, "factor": factor, "weight_decay": recipe.weight_decay / factor}
+        for factor, params in weights.items()
+    ]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=MOMENTUM, nesterov=True, fused=True)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
 
 
 def load_optimizer(optimizer, saved, path):
-    """Take over what AdamW has gathered, not its settings, which are the recipe's; raises CheckpointError."""
+    """Take over what it has gathered, not its settings, which are the recipe's; raises CheckpointError."""
     weights = dict(enumerate(weight for group in optimizer.param_groups for weight in group["params"]))
     states = saved.get("state")
     fits = isinstance(states, dict) and states.keys() == weights.keys()
-    if not fits or not all(is_state_of(weight, states[number]) for number, weight in weights.items()):
+    if not fits or not all(is_state_of(optimizer, weight, states[number]) for number, weight in weights.items()):
         raise runs.CheckpointError(f"{path} has an optimiser state that doesn't fit its model")
     optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
 
 
-def is_state_of(weight, state):
-    """Whether a value is what AdamW gathers for a weight."""
-    shapes = {"step": (), "exp_avg": weight.shape, "exp_avg_sq": weight.shape}
+def is_state_of(optimizer, weight, state):
+    """Whether a value is what an optimiser gathers for a weight."""
+    if isinstance(optimizer, torch.optim.SGD):
+        shapes = {"momentum_buffer": weight.shape}
+    else:
+        shapes = {"step": (), "exp_avg": weight.shape, "exp_avg_sq": weight.shape}
     fits = isinstance(state, dict) and state.keys() == shapes.keys()
     return fits and all(runs.is_finite(part) and part.shape == shapes[name] for name, part in state.items())
 

@@ -17,17 +17,18 @@ What is behind the difference, on a CPU with native bf16: no DataLoader and no P
 channels_last from the uint8 images to the fully connected layers, whose flattening is then a view; bf16 autocast;
 pooling before ReLU; the fused AdamW.
 
-Tried, and of no use at batch 32: glibc's mmap and trim thresholds (a step has no page faults: getrusage counts none),
-OMP_WAIT_POLICY=active, OMP_PROC_BIND=true, a longer GOMP_SPINCOUNT, 2x2 pooling as a tree of torch.maximum (faster
-forward, much slower backward).
+Tried, and of no use at batch 32: OMP_WAIT_POLICY=active, OMP_PROC_BIND=true, a longer GOMP_SPINCOUNT, 2x2 pooling as a
+tree of torch.maximum (faster forward, much slower backward).
 
-Then, for cnn2: what validation, history and checkpoints add to an epoch; epochs of a quarter, half and all of the
-training split; larger batches; and, of the command itself, the time to its first step and its peak memory.
+Then, of cnn2 and vgg: an image's time in larger batches, with the peak memory, and a step's time beside a process that
+keeps a core busy, with all threads and with one. Of cnn2: what validation, history and checkpoints add to an epoch;
+epochs of a quarter, half and all of the training split. Of the command: the time to its first step, its peak memory.
 """
 
 import command
 
 import json
+import multiprocessing
 import platform
 import statistics
 import subprocess
@@ -79,7 +80,12 @@ def main(argv=None):
     results["steps"] = {}
     for name in arguments.models:
         results["steps"][name] = compare(name, splits["train"], arguments.data_dir, precision, arguments.rounds)
-    results["epoch"] = measure_epoch(splits, precision, min(arguments.rounds, 3))
+    few = min(arguments.rounds, 3)
+    results["batches"] = {name: measure_batches(name, arguments.data_dir, precision, few) for name in ("cnn2", "vgg")}
+    results["busy"] = {name: measure_busy(name, splits["train"], precision, few) for name in ("cnn2", "vgg")}
+    for title in ("batches", "busy"):
+        print(f"\n{title}: {json.dumps(results[title], indent=1)}")
+    results["epoch"] = measure_epoch(splits, precision, few)
     print(f"\ncnn2, a whole epoch: {json.dumps(results['epoch'], indent=1)}")
     if len(arguments.models) == len(models.MODELS):
         arguments.json = arguments.json or ROOT / "experiments" / "throughput.json"
@@ -146,7 +152,7 @@ class UsualScript:
 
 def compare(name, split, data_dir, precision, rounds):
     """Measure all contestants on one network in turn; print and return milliseconds a step and ratios."""
-    steps = 60 if name == "vgg" else 400
+    steps = 60 if name.startswith("vgg") else 400
     images = steps * Recipe.batch_size
     project, fp32 = Project(name, split, precision), Project(name, split, "fp32")
     usual = {workers: UsualScript(name, data_dir, workers, split.labels.device) for workers in (0, 2)}
@@ -201,7 +207,6 @@ def measure_epoch(splits, precision, rounds):
     project, count = Project("cnn2", splits["train"], precision), len(splits["train"].labels)
     parts = {"training": [], "validation": [], "history and checkpoints": []}
     growth = {f"{images:,} images": [] for images in (count // 4, count // 2)}
-    batches = {f"batch {size}": [] for size in (32, 128, 512)}
     row = {"epoch": 80, "validation_accuracy": 0.5, "validation_loss": 1.0, "seconds": 5.0}  # the best: both are saved
     history = [row | {"epoch": earlier, "validation_accuracy": 0.1} for earlier in range(1, 80)] + [row]
     about = {"model": "cnn2", "dataset": "cifar10", "environment": {}}
@@ -213,15 +218,54 @@ def measure_epoch(splits, precision, rounds):
             parts["history and checkpoints"].append(timed(train.save_epoch, Path(folder), *saved))
             for images, title in zip((count // 4, count // 2), growth):
                 growth[title].append(timed(project.epoch, images))
-            for size, title in zip((32, 128, 512), batches):
-                batches[title].append(timed(project.epoch, 16_384, size) * 1000 / (16_384 / size))
     seconds = {name: summary(values) for name, values in (parts | growth).items()}
     added = [(a + b) / c for c, a, b in zip(*parts.values())]
+    return {"seconds": seconds, "added to training": summary(added)}
+
+
+def measure_batches(name, data_dir, precision, rounds):
+    """Microseconds an image and peak memory by batch size, each measured in a process of its own."""
+    images = 2_048 if name == "vgg" else 16_384
+    measured = {size: [] for size in (32, 128, 512)}
+    for _ in range(rounds):
+        for size, values in measured.items():
+            with multiprocessing.get_context("spawn").Pool(1) as process:
+                values.append(process.apply(measure_batch, (name, data_dir, precision, images, size)))
     return {
-        "seconds": seconds,
-        "added to training": summary(added),
-        "ms a step": {k: summary(v) for k, v in batches.items()},
+        f"batch {size}": {
+            "microseconds an image": summary([seconds / images * 1e6 for seconds, _ in values]),
+            "peak memory in MB": round(max(peak for _, peak in values)),
+        }
+        for size, values in measured.items()
     }
+
+
+def measure_batch(name, data_dir, precision, images, size):
+    """Seconds for that many images, and this process's peak memory in MB."""
+    import resource  # not on Windows
+
+    command.keep_freed_memory()
+    project = Project(name, data.load_splits("cifar10", data_dir, ["train"])["train"], precision)
+    project.epoch(images, size)
+    return timed(project.epoch, images, size), megabytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def measure_busy(name, split, precision, rounds):
+    """Milliseconds a step with all threads and with one, alone and beside a process that keeps a core busy."""
+    project, steps = Project(name, split, precision), 15 if name == "vgg" else 150
+    everything, busy = torch.get_num_threads(), [sys.executable, "-c", "while True: pass"]
+    measured = {f"{threads} threads, {state}": [] for threads in (everything, 1) for state in ("alone", "busy")}
+    for _ in range(rounds):
+        for title, values in measured.items():
+            torch.set_num_threads(int(title.split()[0]))
+            other = subprocess.Popen(busy) if title.endswith("busy") else None
+            project.resident(2)
+            values.append(timed(project.resident, steps) * 1000 / steps)
+            if other:
+                other.kill()
+                other.wait()
+    torch.set_num_threads(everything)
+    return {title: summary(values) for title, values in measured.items()}
 
 
 def measure_command(data_dir):
@@ -241,9 +285,13 @@ def measure_command(data_dir):
         process.communicate()
     if process.returncode:
         raise command.UsageError(f"train.py ended with exit code {process.returncode}: see above")
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    megabytes = peak / (1e6 if sys.platform == "darwin" else 1e3)  # bytes there, kilobytes elsewhere
-    return {"seconds to first step": round(seconds, 2), "peak memory in MB": round(megabytes)}
+    peak = megabytes(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+    return {"seconds to first step": round(seconds, 2), "peak memory in MB": round(peak)}
+
+
+def megabytes(peak):
+    """What getrusage gives in MB: it is in bytes on macOS, in kilobytes elsewhere."""
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 if __name__ == "__main__":

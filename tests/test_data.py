@@ -74,39 +74,14 @@ def test_an_epoch_visits_every_image_once_in_an_order_of_its_own():
 def test_augmentation_flips_and_shifts_as_told():
     images = torch.randint(1, 256, (4, 3, 32, 32), dtype=torch.uint8)
     flips = torch.tensor([False, True, False, True])
-    shifts = torch.tensor([[0, 0], [0, 0], [4, -3], [-1, 2]])
+    shifts = torch.tensor([[0, 0], [0, 0], [2, -1], [-1, 2]])
     result = data.flip_and_shift(images, flips, shifts)
     assert torch.equal(result[0], images[0])
     assert torch.equal(result[1], images[1].flip(-1))
-    assert torch.equal(result[2][:, 4:, :29], images[2][:, :28, 3:]), "4 down, 3 to the left"
-    assert (result[2][:, :4] == 0).all() and (result[2][:, :, 29:] == 0).all(), "black from outside"
-    assert torch.equal(result[3][:, :31, 2:], images[3].flip(-1)[:, 1:, :30])
-
-
-def test_cutout_hides_a_square_as_told():
-    images = torch.full((3, 3, 32, 32), 255, dtype=torch.uint8)
-    result = data.cut_out(images, torch.tensor([[10, 20], [0, 31], [31, 0]]), 8)
-    expected = images.clone()
-    expected[0, :, 6:14, 16:24] = 127
-    expected[1, :, :4, 27:] = 127
-    expected[2, :, 27:, :4] = 127
-    assert torch.equal(result, expected)
-
-
-def test_cutout_varies_by_image_and_epoch_and_changes_nothing_else():
-    split = data.Split(torch.full((64, 3, 32, 32), 255, dtype=torch.uint8), torch.arange(64))
-
-    def epoch(number, **options):
-        images, labels = next(data.batches(split, 64, 0, number, **options))
-        return images, labels
-
-    hidden = epoch(1, cutout=8)[0] == 127
-    assert torch.equal(hidden, epoch(1, cutout=8)[0] == 127)
-    assert len({tuple(each.flatten().tolist()) for each in hidden}) > 55, "almost every image in its own way"
-    assert not torch.equal(hidden, epoch(2, cutout=8)[0] == 127)
-    assert torch.equal(epoch(1)[1], epoch(1, cutout=8)[1]), "the order"
-    both, moved = epoch(1, augment=True, cutout=8)[0], epoch(1, augment=True)[0]
-    assert torch.equal(both, torch.where(hidden, 127, moved))
+    padded = np.pad(images, [(0, 0), (0, 0), (2, 2), (2, 2)], mode="reflect")
+    assert np.array_equal(result[2], padded[2, :, :32, 3:35]), "2 down, 1 to the left"
+    mirrored = np.pad(images.flip(-1), [(0, 0), (0, 0), (2, 2), (2, 2)], mode="reflect")
+    assert np.array_equal(result[3], mirrored[3, :, 3:35, :32]), "mirrored, then 1 up, 2 to the right"
 
 
 def test_augmentation_varies_by_image_and_epoch_and_repeats_by_seed():
@@ -121,6 +96,21 @@ def test_augmentation_varies_by_image_and_epoch_and_repeats_by_seed():
     assert not torch.equal(epoch(1), epoch(2)) and not torch.equal(epoch(1), epoch(1, seed=1))
     changed = (epoch(1) != split.images).flatten(1).any(dim=1)
     assert changed.sum() > 55, "almost every image"
+
+
+def test_each_image_is_mirrored_in_every_other_epoch(monkeypatch):
+    monkeypatch.setattr(data, "MAX_SHIFT", 0)
+    split = data.Split(torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8), torch.arange(64))
+    mirrored = []
+    for number in (1, 2, 3):
+        images, labels = next(data.batches(split, 64, 0, number, augment=True))
+        flips = (images == split.images[labels].flip(-1)).flatten(1).all(dim=1)
+        assert torch.equal(
+            images, torch.where(flips[:, None, None, None], split.images[labels].flip(-1), split.images[labels])
+        )
+        mirrored.append(flips[labels.argsort()])
+    assert torch.equal(mirrored[0], ~mirrored[1]) and torch.equal(mirrored[0], mirrored[2])
+    assert 16 < mirrored[0].sum() < 48, "half of them in one epoch, half in the next"
 
 
 def test_images_are_moved_and_turned_with_their_edges_mirrored():

@@ -45,17 +45,15 @@ def test_an_experiment_goes_on_where_it_was_stopped(call, tmp_path, monkeypatch,
     assert code == 2 and "another recipe" in err and len(err.splitlines()) == 1
 
 
-def test_rows_of_the_ablation_add_up():
-    assert ablation.recipe_of("augment") == train.Recipe(epochs=20, augment=True)
-    assert ablation.recipe_of("short") == train.Recipe(
-        epochs=20,
-        augment=True,
-        schedule="cosine",
-        learning_rate=1e-3,
-        weight_decay=0.1,
-        cutout=8,
-        label_smoothing=0.1,
-    )
+def test_each_row_of_the_ablation_leaves_out_what_it_says():
+    improved = ablation.improved_recipe()
+    for row, (name, network, changes) in ablation.ROWS.items():
+        assert row == "all" or name != "vgg_fast" or network or changes
+        assert all(getattr(improved, setting) != value for setting, value in changes.items()), row
+    whitened, trained = models.build("vgg_fast"), models.build(ablation.Unwhitened)
+    assert trained.layers[0].weight.requires_grad and not whitened.layers[0].weight.requires_grad
+    kernel = models.build(ablation.Undirected).layers[2].weight[0, 0]
+    assert kernel[1, 1] != 1 and models.build("vgg_fast").layers[2].weight[0, 0, 1, 1] == 1
 
 
 def test_ablation_trains_a_row_without_the_test_split(call, tmp_path, few_digits, monkeypatch):
@@ -65,10 +63,17 @@ def test_ablation_trains_a_row_without_the_test_split(call, tmp_path, few_digits
 
     load_splits = data.load_splits
     monkeypatch.setattr(data, "load_splits", load)
-    monkeypatch.setattr(ablation, "EPOCHS", 1)
-    code, out, err = call(ablation.main, "augment", *DIGITS)
-    assert code == 0 and "augment: validation accuracy" in out, err
-    assert {path.name for path in (tmp_path / "folder/augment").iterdir()} == {"best.pt", "last.pt", "history.csv"}
+    options = ["augment", "whitening", *DIGITS, "--epochs", "1", "--seeds", "2"]
+    code, out, err = call(ablation.main, *options)
+    assert code == 0 and out.count("epoch 1/1") == 4, err
+    assert {path.name for path in (tmp_path / "folder/augment/1").iterdir()} == {"best.pt", "last.pt", "history.csv"}
+    rows = runs.read_rows(tmp_path / "folder/ablation.csv")
+    assert [(row["row"], row["seed"]) for row in rows] == [
+        (row, seed) for row in ("whitening", "augment") for seed in "01"
+    ]
+    best = runs.read_history(tmp_path / "folder/augment/1")["validation_accuracy"].max()
+    assert float(rows[-1]["validation_accuracy"]) == best
+    assert call(ablation.main, *options)[1] == "", "nothing is trained twice"
     assert call(ablation.main, "typo", *DIGITS)[0] == 2
 
 

@@ -27,6 +27,15 @@ IMAGES = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8, generator=torc
             2_197_706,
             32**2 * (27 + 576) * 64 + 16**2 * (576 + 1152) * 128 + 8**2 * (1152 + 2304) * 256 + 4096 * 256 + 2560,
         ),
+        (
+            "vgg_fast",
+            1_972_768,
+            31**2 * (12 + 9 * 64) * 24
+            + 15**2 * 576 * (64 + 256)
+            + 7**2 * 2304 * (256 + 256)
+            + 3**2 * 2304 * 256
+            + 2560,
+        ),
     ],
 )
 def test_networks_give_probabilities_and_have_the_described_size(name, parameters, multiply_adds):
@@ -48,6 +57,27 @@ def test_network_normalises_its_input_per_channel():
     expected = model.logits(((pixels - mean) / std).float())
     model.adapt(IMAGES)
     torch.testing.assert_close(model.logits(IMAGES), expected)
+
+
+def test_first_layer_of_vgg_fast_whitens_patches():
+    grey = torch.randint(0, 256, (500, 1, 16, 16), dtype=torch.uint8).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    images = (grey.expand(-1, 3, -1, -1) // 2) + torch.randint(0, 128, (500, 3, 32, 32), dtype=torch.uint8)
+    model = models.build("vgg_fast")
+    model.adapt(images)
+    with torch.no_grad():
+        outputs = model.layers[0]((images - model.mean) / model.std).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(outputs[:12], -outputs[12:])
+    torch.testing.assert_close(outputs[:12].cov(), torch.eye(12), atol=0.02, rtol=0)
+    assert not model.layers[0].weight.requires_grad
+
+
+def test_convolutions_of_vgg_fast_start_as_identities():
+    model = models.build("vgg_fast")
+    convolutions = [layer for layer in model.layers if isinstance(layer, torch.nn.Conv2d)]
+    for layer in convolutions[1:]:
+        channels = layer.in_channels
+        values = torch.rand(2, channels, 15, 15)
+        torch.testing.assert_close(layer(values)[:, :channels], values)
 
 
 def test_channel_statistics_are_those_of_numpy():
@@ -170,7 +200,7 @@ def test_checkpoint_of_another_kind_is_refused(tmp_path, changes, reason):
 def test_older_checkpoint_gets_the_settings_that_it_lacks(tmp_path):
     runs.save_checkpoint(tmp_path / "best.pt", a_checkpoint(settings={"seed": 3}))
     settings = runs.load_checkpoint(tmp_path / "best.pt")["settings"]
-    assert settings == dataclasses.asdict(Recipe(seed=3)) and settings["cutout"] == 0
+    assert settings == dataclasses.asdict(Recipe(seed=3)) and settings["bias_rate"] == 1
 
 
 def test_checkpoint_that_does_not_fit_into_memory_is_not_called_foreign(tmp_path, monkeypatch):

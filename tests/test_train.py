@@ -83,8 +83,9 @@ def test_best_is_the_epoch_of_the_highest_validation_accuracy_then_the_lowest_lo
 
 RECIPES = {
     "plain": ["--model", "cnn2"],
-    "improved": ["--model", "cnn2", "--augment", "--cutout", "8", "--label-smoothing", "0.1", "--schedule", "cosine"],
+    "improved": ["--model", "cnn2", "--augment", "--label-smoothing", "0.1", "--schedule", "cosine"],
     "vgg": ["--model", "vgg", "--augment", "--schedule", "cosine"],  # dropout and batch normalisation
+    "vgg_fast": ["--model", "vgg_fast", "--augment", "--optimizer", "sgd", "--bias-rate", "8"],
 }
 
 
@@ -139,9 +140,10 @@ def test_each_setting_of_the_recipe_does_something(call, tmp_path, few_digits):
         "batch size": ["--batch-size", "100"],
         "weight decay": ["--weight-decay", "1"],
         "augment": ["--augment"],
-        "cutout": ["--cutout", "8"],
         "label smoothing": ["--label-smoothing", "0.1"],
         "schedule": ["--schedule", "cosine"],
+        "optimizer": ["--optimizer", "sgd"],
+        "bias rate": ["--bias-rate", "10"],
     }
     losses = {}
     for name, options in changes.items():
@@ -282,7 +284,7 @@ def test_resume_knows_settings_that_a_former_version_did_not_save(call, two_epoc
     quick(call, "--out-dir", ".", epochs=1)
     last = tmp_path / "cnn1/last.pt"
     saved = runs.load_checkpoint(last)
-    for name in ("cutout", "label_smoothing"):
+    for name in ("optimizer", "label_smoothing"):
         del saved["settings"][name]
     runs.save_checkpoint(last, saved)
     quick(call, "--out-dir", ".", "--resume", "--label-smoothing", "0.1", epochs=2, code=2)
@@ -411,7 +413,7 @@ MISTAKES = {
 for option in ("--epochs", "--batch-size", "--seed"):
     for value in ("-1", "nan", "inf", "1.5", "1" + "0" * 5000, "many", "") + (("0",) if option != "--seed" else ()):
         MISTAKES[f"{option} {value:.9}"] = (["--model", "cnn1", *DIGITS, option, value], option)
-for option, value, reason in (("--cutout", "33", "from 0 to 32"), ("--label-smoothing", "1.1", "from 0 to 1")):
+for option, value, reason in (("--bias-rate", "0", "from 1e-06 to 1e+06"), ("--label-smoothing", "1.1", "from 0 to 1")):
     MISTAKES[f"{option} {value}"] = (["--model", "cnn1", *DIGITS, option, value], reason)
 for option in ("--learning-rate", "--weight-decay", "--target-loss"):
     for value in ("-1", "nan", "inf", "1e999", "many", "") + (("0",) if option == "--learning-rate" else ()):
