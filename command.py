@@ -14,6 +14,7 @@ import signal
 import stat
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 try:
@@ -22,6 +23,18 @@ except ImportError:  # Windows: no locks there
     fcntl = None
 
 DEFAULT_DATA_DIR = Path("data")
+
+
+def used_seconds():
+    """Seconds that all processes have computed since the system started, and this one; the clock. None but on Linux."""
+    try:
+        user, nice, system, _, _, *others = map(int, Path("/proc/stat").read_text().split()[1:9])
+    except OSError:
+        return None
+    return (user + nice + system + sum(others)) / os.sysconf("SC_CLK_TCK"), time.process_time(), time.monotonic()
+
+
+STARTED = used_seconds()
 
 
 def leave_quietly(kind, error, traceback):
@@ -186,6 +199,20 @@ def describe_environment(device, precision="auto", compile=False, started=None):
     if started and {"compile": False} | started != environment:  # older checkpoints don't say it
         print(f"Note: the run was started with {started}; the same bits are not to be had with {environment}.")
     return environment
+
+
+def note_busy_cores():
+    """Say so if other programs have kept cores busy that this one is going to use: its threads, which wait for each
+    other many times a step, would then wait for those programs (measured by experiments/throughput.py)."""
+    import torch
+
+    threads, now = torch.get_num_threads(), used_seconds()
+    if now is None or threads == 1:
+        return
+    everything, own, clock = (after - before for after, before in zip(now, STARTED))
+    free = os.cpu_count() - round((everything - own) / clock)
+    if free < threads:
+        print(f"Note: other programs keep cores busy. Training is faster with OMP_NUM_THREADS={max(free, 1)}.")
 
 
 class Terminated(KeyboardInterrupt):

@@ -62,6 +62,7 @@ def main(argv=None):
                 runs.save_checkpoint(last, saved | {"settings": dataclasses.asdict(recipe)})
             else:
                 model, splits = prepare(arguments.model, arguments.dataset, arguments.data_dir, recipe, device)
+                command.note_busy_cores()
                 started = saved["environment"] if saved else None
                 environment = command.describe_environment(device, arguments.precision, arguments.compile, started)
                 about = {"model": arguments.model, "dataset": arguments.dataset, "environment": environment}

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import runs
 from conftest import ROOT, start
@@ -26,6 +27,16 @@ def test_what_is_not_needed_for_an_answer_is_not_imported(script):
     assert done.returncode == 2
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "numpy" in imported and not imported & {"torchvision", "sklearn", "scipy"}
+
+
+@pytest.mark.parametrize(("others", "noted"), [(0.2, False), (1.1, True)])
+def test_cores_that_other_programs_use_are_noted(capsys, monkeypatch, others, noted):
+    monkeypatch.setattr(command, "STARTED", (1000.0, 1.0, 50.0))
+    monkeypatch.setattr(command, "used_seconds", lambda: (1000.0 + 10 * (1 + others), 11.0, 60.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    command.note_busy_cores()
+    assert ("OMP_NUM_THREADS=1" in capsys.readouterr().out) is noted
 
 
 def test_second_ctrl_c_while_the_first_is_answered_gives_no_traceback(tmp_path):
