@@ -1,16 +1,17 @@
-"""The tables of the README, made from the committed files.
+"""The tables of the README and of the lab report, made from the committed files.
 
 Usage:
 
-    python -m experiments.tables        write them into README.md, each between its two markers
+    python -m experiments.tables        write them into both, each between its two markers
 
-tests/test_readme.py fails when the README says anything else.
+tests/test_report.py fails when one of the two says anything else.
 """
 
 import command
 
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -20,13 +21,12 @@ import torch
 import evaluate
 import models
 import runs
-from experiments import ablation
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
 RESULTS = ROOT / "outs" / "exercise_04"
+README, REPORT = ROOT / "README.md", RESULTS / "README.md"
 IMPROVED = "vgg_improved"
-ABLATION = ROOT / "outs" / "ablation"
+SEEDS = ROOT / "outs" / "seeds"
 SOFTMAX_TWICE = ROOT / "outs" / "softmax_twice"
 EXPERIMENTS = ROOT / "experiments"
 NETWORKS = ["dense", "cnn1", "cnn2", "vgg"]  # those of the exercise's recipe, from the simplest on
@@ -35,13 +35,14 @@ MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.D
 
 
 def main(argv=None):
-    command.Parser(description="Write the tables of README.md anew from the committed files.").parse_args(argv)
-    text = README.read_text(encoding="utf-8")
-    runs.write_atomically(README, with_tables(text).encode())
+    description = "Write the tables of README.md and of the lab report anew from the committed files."
+    command.Parser(description=description).parse_args(argv)
+    for path in (README, REPORT):
+        runs.write_atomically(path, with_tables(path.read_text(encoding="utf-8")).encode())
 
 
 def with_tables(text):
-    """The README's text with what stands between the markers `table: NAME` and `end of table` made anew."""
+    """A text with what stands between the markers `table: NAME` and `end of table` made anew."""
     return MARKED.sub(lambda match: match[1] + evaluate.markdown(TABLES[match[2]]()) + match[3], text)
 
 
@@ -112,30 +113,35 @@ def mcnemar():
     rows = []
     for row in runs.read_rows(RESULTS / runs.COMPARISON)[1:]:
         pair = f"{code(row['compared_with'])}, {code(row['model'])}"
-        counts = [f"{int(row[name]):,}" for name in ("only_that_right", "only_this_right")]
-        rows.append([pair, *counts, f"{float(row['mcnemar_p']):.0e}"])
-    return [["networks", "only the first is right", "only the second is right", "p"], *rows]
+        rows.append([pair, *(f"{int(row[name]):,}" for name in ("only_that_right", "only_this_right"))])
+    return [["networks", "only the first is right", "only the second is right"], *rows]
+
+
+def seeds():
+    """Test accuracy over seeds, of the networks that have more than one."""
+    values = {}
+    for row in runs.read_rows(SEEDS / runs.SEEDS):
+        values.setdefault(row["run"], []).append(float(row["test_accuracy"]))
+    rows = [
+        [code(run), str(len(each)), share(statistics.mean(each)), f"{100 * statistics.stdev(each):.2f} points"]
+        for run, each in values.items()
+        if len(each) > 1
+    ]
+    return [["network", "seeds", "mean test accuracy", "standard deviation"], *rows]
 
 
 def splits_of_cnn2():
     rows, metrics = [], metrics_of("cnn2")
     for name in runs.SPLITS:
         values = metrics[name]
-        cells = [name, share(values["accuracy"]), interval(values), share(values["balanced_accuracy"])]
+        cells = [name, share(values["accuracy"]), share(values["balanced_accuracy"])]
         cells += [share(values["macro"][column]) for column in runs.METRIC_COLUMNS]
         rows.append([*cells, f"{values['loss']:.4f}"])
-    header = [
-        "split",
-        "accuracy",
-        "95% interval",
-        "balanced accuracy",
-        "precision",
-        "recall",
-        "F1",
-        "specificity",
-        "loss",
-    ]
-    return [header, *rows]
+    return [["split", "accuracy", "balanced accuracy", "precision", "recall", "F1", "specificity", "loss"], *rows]
+
+
+def classes_of_cnn2():
+    return runs.metric_rows(metrics_of("cnn2")["test"])
 
 
 def fitting():
@@ -197,24 +203,6 @@ def robustness():
     return [header, *rows]
 
 
-def improvement():
-    """The recipe step by step: each row adds its options to those of the rows before, but for the last two."""
-    # With a constant rate, the beginning of a long run is the short one.
-    rows = [row_of_a_run("the exercise's recipe", RESULTS / "vgg", ablation.EPOCHS)]
-    rows += [row_of_a_run(code(added), ABLATION / name) for name, added in ablation.ROWS.items() if name != "short"]
-    rows += [row_of_a_run("`--label-smoothing 0.1`: `vgg_improved`", RESULTS / IMPROVED)]
-    rows += [row_of_a_run("all of these, but in 20 epochs", ABLATION / "short")]
-    rows += [row_of_a_run("the exercise's recipe in its 80 epochs", RESULTS / "vgg")]
-    return [["added", "epochs", "best validation accuracy", "seconds per epoch", "minutes"], *rows]
-
-
-def row_of_a_run(title, folder, epochs=None):
-    history = runs.read_history(folder)
-    accuracies, seconds = history["validation_accuracy"][:epochs], np.median(history["seconds"][:epochs])
-    minutes = seconds * len(accuracies) / 60
-    return [title, str(len(accuracies)), share(accuracies.max()), f"{seconds:.1f}", f"{minutes:.0f}"]
-
-
 def softmax():
     rows = []
     for title, folder in (("logits", RESULTS / "cnn2"), ("probabilities: softmax applied twice", SOFTMAX_TWICE)):
@@ -241,9 +229,9 @@ def speed():
 
 TABLES = {
     function.__name__: function
-    for function in (split, comparison, costs, mcnemar, splits_of_cnn2, fitting, recall, confusions, calibration)
+    for function in (split, comparison, costs, mcnemar, seeds, splits_of_cnn2, classes_of_cnn2, fitting, recall)
 }
-TABLES |= {function.__name__: function for function in (robustness, improvement, softmax, speed)}
+TABLES |= {function.__name__: function for function in (confusions, calibration, robustness, softmax, speed)}
 TABLES |= {f"layers_{name}": lambda name=name: layers(name) for name in models.MODELS}
 
 if __name__ == "__main__":

@@ -1,0 +1,325 @@
+"""The README and the lab report say what the committed files say: their tables, and every measured number in their
+sentences."""
+
+import functools
+import itertools
+import json
+import math
+import re
+import string
+from statistics import mean, stdev
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import evaluate
+import models
+import runs
+from experiments import tables
+from experiments.tables import (
+    EXPERIMENTS,
+    NETWORKS,
+    README,
+    REPORT,
+    RESULTS,
+    RUNS,
+    SEEDS,
+    SOFTMAX_TWICE,
+    metrics_of,
+)
+
+TEXTS = {path: path.read_text(encoding="utf-8") for path in (README, REPORT)}
+
+
+def test_tables_are_those_that_the_committed_files_give():
+    used = [name for text in TEXTS.values() for name in re.findall(r"<!-- table: (\w+) -->", text)]
+    assert sorted(used) == sorted(tables.TABLES)
+    for path, text in TEXTS.items():
+        assert text.count("<!-- table: ") == text.count("<!-- end of table -->")
+        assert tables.with_tables(text) == text, f"python -m experiments.tables writes those of {path} again"
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_metrics_can_be_recomputed_from_the_committed_predictions(name):
+    with np.load(RESULTS / name / runs.PREDICTIONS) as saved:
+        labels, predicted = saved["labels"], saved["probabilities"].argmax(axis=1)
+    test = metrics_of(name)["test"]
+    assert (labels == predicted).mean() == pytest.approx(test["accuracy"])
+    pairs = np.zeros((10, 10), int)
+    np.add.at(pairs, (labels, predicted), 1)
+    assert pairs.tolist() == test["confusion_matrix"]
+
+
+def test_comparison_is_that_of_the_committed_metrics():
+    rows = runs.read_rows(RESULTS / runs.COMPARISON)
+    assert [row["model"] for row in rows] == RUNS
+    text = (RESULTS / runs.COMPARISON).with_suffix(".md").read_text()
+    for row in rows:
+        metrics = metrics_of(row["model"])
+        for split in runs.SPLITS:
+            assert float(row[f"{split}_accuracy"]) == metrics[split]["accuracy"]
+            assert f"{metrics[split]['accuracy']:.2%}" in text
+        assert int(row["best_epoch"]) == metrics["best_epoch"]
+
+
+def accuracy_of(name, split="test"):
+    return metrics_of(name)[split]["accuracy"]
+
+
+@functools.cache
+def history_of(name):
+    return runs.read_history(RESULTS / name)
+
+
+def lowest_loss_at(name):
+    return int(history_of(name)["validation_loss"].argmin()) + 1
+
+
+def gain(name, over):
+    """Points of test accuracy."""
+    return 100 * (accuracy_of(name) - accuracy_of(over))
+
+
+@functools.cache
+def likeness_to_start(name):
+    """For each weight matrix of a committed checkpoint, its correlation with what the seed made of it at the start."""
+    trained, checkpoint = models.load_model(RESULTS / name / runs.BEST)
+    torch.manual_seed(checkpoint["settings"]["seed"])
+    pairs = zip(models.build(checkpoint["model"]).parameters(), trained.parameters())
+    vectors = [[each.detach().flatten() for each in pair] for pair in pairs if pair[0].ndim > 1]
+    return [torch.corrcoef(torch.stack(pair))[0, 1].item() for pair in vectors]
+
+
+def digits_taken_for_cats(name):
+    model, checkpoint = models.load_model(RESULTS / name / runs.BEST)
+    splits = data.load_splits("digits", None).values()
+    predicted = np.concatenate([evaluate.infer(model, split).probabilities().argmax(axis=1) for split in splits])
+    return (predicted == checkpoint["classes"].index("cat")).mean()
+
+
+def kept_when(kind, amount):
+    """The share of its accuracy that each network keeps on changed images, as a dict."""
+    accuracy = {
+        (row["model"], row["transformation"], row["amount"]): float(row["test_accuracy"])
+        for row in runs.read_rows(RESULTS / runs.ROBUSTNESS)
+    }
+    return {name: accuracy[name, kind, amount] / accuracy[name, kind, "0"] for name in RUNS}
+
+
+# The measured numbers of a text by section: stretches of its prose, made from the files that have them.
+
+
+def readme_introduction():
+    yield from ()
+
+
+def readme_quick_start():
+    assert 7 <= history_of("cnn2")["seconds"].sum() / 60 <= 9
+    yield "about eight minutes"
+
+
+def readme_findings():
+    yield f"`cnn2` gets {gain('cnn2', 'dense'):.0f} points more of the test images right than `dense`"
+    yield f"is lowest at epoch {lowest_loss_at('cnn2')} of 80"
+    twice = json.loads((SOFTMAX_TWICE / runs.METRICS).read_text())["test"]["accuracy"]
+    yield f"costs {100 * (accuracy_of('cnn2') - twice):.1f} points of test accuracy"
+    with np.load(RESULTS / "vgg" / runs.PREDICTIONS) as saved:
+        confidence = saved["probabilities"].max(axis=1).mean(dtype=np.float64)
+    yield f"right in {accuracy_of('vgg'):.2%} of the test images and claims {confidence:.2%} on average"
+    yield f"`cnn2` keeps {kept_when('shift', '8')['cnn2']:.0%} of its accuracy"
+
+
+def readme_speed():
+    rows, values = runs.read_rows(EXPERIMENTS / "precision.csv"), {}
+    for row in rows:
+        values.setdefault(row["precision"], []).append(float(row["validation_accuracy"]))
+    means, spreads = ([function(values[name]) for name in ("bf16", "fp32")] for function in (mean, stdev))
+    yield "validation accuracy is {:.2%} on average in bf16 and {:.2%} in fp32".format(*means)
+    yield "standard deviations of {:.2f} and {:.2f} points".format(*(100 * value for value in spreads))
+
+
+def data_section():
+    model, _ = models.load_model(RESULTS / "cnn2" / runs.BEST)
+    numbers = [f"{value:.1f}" for each in (model.mean, model.std) for value in each.flatten().tolist()]
+    yield "images, {}, {} and {} for red, green and blue,".format(*numbers[:3])
+    yield "standard deviation, {}, {} and {}.".format(*numbers[3:])
+
+
+def formalisation():
+    yield f"{metrics_of('cnn2')['parameters']:,} of them in `cnn2`"
+
+
+def loss():
+    twice, once = json.loads((SOFTMAX_TWICE / runs.METRICS).read_text()), metrics_of("cnn2")
+    yield f"{100 * (once['test']['accuracy'] - twice['test']['accuracy']):.1f} points of test accuracy"
+    right = [evaluate.right_predictions(folder) for folder in (RESULTS / "cnn2", SOFTMAX_TWICE)]
+    yield "{} images are right without it only, {} with it only".format(*evaluate.mcnemar(*right)[:2])
+    yield f"It takes {twice['best_epoch']} epochs instead of {once['best_epoch']}."
+    yield f"`cnn2` still has {twice['test']['accuracy']:.2%}"
+    yield f"cross-entropy on the test images is {twice['test']['loss']:.2f} instead of {once['test']['loss']:.2f}"
+
+
+def training():
+    yield f"Its validation loss is lowest at epoch {lowest_loss_at('cnn2')}."
+    yield f"peaks at epoch {metrics_of('cnn2')['best_epoch']} and"
+    yield f"turns at epoch {lowest_loss_at('dense')}."
+    yield f"From epoch {lowest_loss_at('cnn1')} to the last one"
+    losses = history_of("cnn1")["validation_loss"]
+    assert losses[-1] > 2 * losses.min()
+    losses = history_of("vgg")["validation_loss"]
+    assert 1.7 < losses[-1] / losses.min() < 1.85
+    yield f"Its validation loss turns at epoch {lowest_loss_at('vgg')} and then rises by three quarters"
+    yield f"up to the kept epoch, {metrics_of('vgg')['best_epoch']}."
+
+
+def evaluation():
+    metrics = metrics_of("cnn2")["test"]
+    ranges = {}
+    for column in ("precision", "recall", "f1"):
+        values = {label: values[column] for label, values in metrics["per_class"].items()}
+        assert min(values, key=values.get) == ("bird" if column == "precision" else "cat")
+        ranges[column] = f"{100 * min(values.values()):.0f}–{max(values.values()):.0%}"
+    yield f"`cnn2` has {metrics['accuracy']:.2%}, and by class"
+    yield "a precision of {precision}, a recall of {recall} and an F1 of {f1}: better".format(**ranges)
+    matrix, vehicles, mammals = np.array(metrics["confusion_matrix"]), [0, 1, 8, 9], [3, 4, 5, 7]
+    yield f"Only {matrix[np.ix_(vehicles, mammals)].sum() / matrix[vehicles].sum():.1%} of the vehicles are"
+
+
+def design_loop():
+    spreads = {}
+    for row in runs.read_rows(SEEDS / runs.SEEDS):
+        spreads.setdefault(row["run"], []).append(float(row["test_accuracy"]))
+    steps = [gain(name, over) for over, name in itertools.pairwise(RUNS)]
+    assert min(steps) > 10 * max(100 * stdev(values) for values in spreads.values() if len(values) > 1)
+    times = metrics_of("vgg")["multiply_adds"] / metrics_of("cnn2")["multiply_adds"]
+    endings = {"dense": " on the test", "cnn1": ". *Dec", "cnn2": ", with half", "vgg": f", at {times:.0f} times the"}
+    for name, ending in endings.items():
+        yield f"*Result:* {accuracy_of(name):.2%}{ending}"
+
+
+def how_it_solves_the_problem():
+    first, second, connected, _ = likeness_to_start("cnn2")
+    yield f"r = {first:.2f}; those of the second are at {second:.2f}, the weights of the first fully connected layer at"
+    yield f"layer at {connected:.2f}."
+
+
+def probabilities():
+    yield "({:.2f} against {:.2f})".format(*(metrics_of(name)["test"]["loss"] for name in ("vgg", "cnn2")))
+
+
+def new_data():
+    below = max(100 * (accuracy_of(name, "validation") - accuracy_of(name)) for name in NETWORKS)
+    yield f"more than {math.ceil(10 * below) / 10:.1f} points below the validation accuracy"
+    yield f"`cnn2` takes {digits_taken_for_cats('cnn2'):.0%} of them for cats"
+
+
+def difference_from_dense():
+    yield f"`cnn2` gets {gain('cnn2', 'dense'):.0f} points more of the test images right"
+
+
+def invariance():
+    shifted, rotated = kept_when("shift", "8"), kept_when("rotation", "30")
+    yield "`dense` keeps {dense:.0%} of its accuracy, `cnn1` {cnn1:.0%}, `cnn2` {cnn2:.0%} and `vgg` {vgg:.0%}.".format(
+        **shifted
+    )
+    others = [rotated[name] for name in NETWORKS if name != "dense"]
+    yield (
+        f"`dense` keeps {rotated['dense']:.0%} of its accuracy and the convolutional networks of the same recipe only "
+        f"{min(others):.0%} to {max(others):.0%}"
+    )
+
+
+CLAIMS = {
+    (README, "CIFAR-10 with convolutional networks"): readme_introduction,
+    (README, "Quick start"): readme_quick_start,
+    (README, "What came out"): readme_findings,
+    (README, "Speed"): readme_speed,
+    (REPORT, "Formalisation"): formalisation,
+    (REPORT, "Data"): data_section,
+    (REPORT, "Loss"): loss,
+    (REPORT, "Training"): training,
+    (REPORT, "Evaluation"): evaluation,
+    (REPORT, "The design feedback loop"): design_loop,
+    (REPORT, "How does the model solve the problem?"): how_it_solves_the_problem,
+    (REPORT, "Are its probabilities probabilities?"): probabilities,
+    (REPORT, "How does it generalise to new data?"): new_data,
+    (REPORT, "What is different from the dense model?"): difference_from_dense,
+    (REPORT, "Is it invariant to translation and rotation?"): invariance,
+}
+
+# Numbers that were chosen, defined or measured by others.
+DEFINED = [
+    "95% interval",
+    "gives 80%",
+    "a loss of 1.46",
+    "80 epochs",
+    "2.30 where all ten",
+    "over 20 epochs",
+    "accuracy of about 60%",
+    "a precision of 55–70%, a recall of 45–70% and an F1 of 50–70%",
+    "Python 3.10",
+    "lost 4 to 10 points",
+    "from 93.0 to 85.1 ",
+    "arXiv:1409.1556",
+    "arXiv:1711.05101",
+    "arXiv:1608.03983",
+    "arXiv:1512.00567",
+    "arXiv:2404.00498",
+    "arXiv:1706.04599",
+    "arXiv:1806.00451",
+]
+
+
+def plain(text):
+    return " ".join(text.split())
+
+
+def sections(path):
+    """The prose of a text by the heading that it stands under: no code, no tables."""
+    text = re.sub(r"```.*?```", "", tables.MARKED.sub("", TEXTS[path]), flags=re.DOTALL)
+    parts = re.split(r"^#+ (.+)$", text, flags=re.MULTILINE)[1:]
+    return {heading: plain(prose) for heading, prose in zip(parts[::2], parts[1::2])}
+
+
+SECTIONS = [(path, heading) for path in TEXTS for heading in sections(path) if heading != "References"]
+
+
+@pytest.mark.parametrize(("path", "heading"), SECTIONS, ids=lambda each: str(each)[-40:])
+def test_measured_numbers_in_the_sentences_are_those_of_the_committed_files(path, heading):
+    prose = sections(path)[heading]
+    claims = list(CLAIMS.get((path, heading), tuple)())
+    assert not [claim for claim in claims if claim not in prose]
+    for known in sorted([*claims, *DEFINED], key=len, reverse=True):
+        prose = prose.replace(known, "")
+    assert not re.findall(r".{0,40}(?:\d ?%|\d+\.\d+ |\d points|epochs? \d|\d epochs|\d minutes).{0,20}", prose)
+
+
+def test_every_section_with_claims_is_there():
+    assert CLAIMS.keys() <= set(SECTIONS)
+
+
+def anchors(path):
+    """The anchors that GitHub gives the headings of a Markdown file."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    kept = string.ascii_lowercase + string.digits + "-_ "
+    return {"".join(each for each in heading.lower() if each in kept).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", [README, REPORT, EXPERIMENTS / "README.md"], ids=lambda path: path.parent.name)
+def test_no_link_is_dead(path):
+    text = path.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    assert links
+    for link in links:
+        if not link.startswith("http"):
+            file, _, anchor = link.partition("#")
+            target = (path.parent / file).resolve() if file else path
+            assert target.exists(), link
+            target = target / "README.md" if target.is_dir() else target
+            assert not anchor or anchor in anchors(target), link
+
+
+def test_the_readme_is_short():
+    assert len(TEXTS[README].splitlines()) <= 250
