@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.nn.functional import nll_loss
+from torch.nn.functional import cross_entropy, nll_loss
 from tqdm import tqdm
 
 import data
@@ -30,7 +30,7 @@ import runs
 
 CALIBRATION_BINS = 15  # of equal width, as in Guo et al. 2017
 DECIMALS = 6  # of what is written: the others differ from one processor to the next
-MISTAKES_SHOWN = 25  # of the most confident ones, to be looked at
+IMAGES_SHOWN = 25  # of the most confident mistakes, and of all at random
 SHIFTS, ROTATIONS = (0, 1, 2, 4, 8), (0, 10, 20, 30, 60, 90)  # pixels and degrees in which robustness is measured
 # Images predicted at a time. With more, a layer's output has over 32 MB, which glibc's malloc maps anew each time, at
 # the price of page faults.
@@ -164,6 +164,10 @@ def write_results(path, model, checkpoint, splits):
         predictions[name] = infer(model, split)
         metrics[name] = rounded(split_metrics(predictions[name], checkpoint["classes"]))
         print(f"\n{name}\n{format_metrics(metrics[name])}", flush=True)
+    temperature = fit_temperature(predictions["validation"])
+    metrics["temperature"] = round(temperature, DECIMALS)
+    for name in runs.SPLITS:
+        metrics[name]["after_temperature"] = rounded(calibrated_metrics(predictions[name], temperature))
     write_predictions(folder, splits["test"].images, predictions["test"], checkpoint["classes"])
     convolutions = [layer for layer in model.layers if isinstance(layer, torch.nn.Conv2d)]
     if convolutions:
@@ -184,25 +188,29 @@ def rounded(value):
 
 
 def write_predictions(folder, images, predictions: Predictions, classes):
-    """Write predictions_test.npz, and mistakes.npz with the images (uint8 [N, 3, 32, 32]) of the worst of them."""
+    """Write predictions_test.npz, and what two pictures show of it, with the images, uint8 [N, 3, 32, 32]: the worst
+    mistakes and some predictions at random, the same for every network."""
     probabilities, labels = predictions.probabilities(), predictions.labels.numpy()
     runs.write_arrays(folder / runs.PREDICTIONS, labels=labels, probabilities=probabilities)
-    mistakes = worst_mistakes(probabilities, labels)
-    runs.write_arrays(
-        folder / runs.MISTAKES,
-        index=mistakes,
-        images=images[mistakes].cpu().numpy(),
-        labels=labels[mistakes],
-        probabilities=probabilities[mistakes],
-        classes=classes,
-    )
+    losses = -predictions.log_probabilities.numpy()[np.arange(len(labels)), labels]
+    random = np.sort(np.random.default_rng(0).permutation(len(labels))[:IMAGES_SHOWN])
+    for name, index in ((runs.MISTAKES, worst_mistakes(probabilities, labels)), (runs.RANDOM, random)):
+        runs.write_arrays(
+            folder / name,
+            index=index,
+            images=images[index].cpu().numpy(),
+            labels=labels[index],
+            probabilities=probabilities[index],
+            losses=losses[index].round(2),
+            classes=classes,
+        )
 
 
 def worst_mistakes(probabilities, labels):
     """Which samples were given a wrong class with the highest probability, worst first, equal ones in the order of the
-    split: int64 [at most MISTAKES_SHOWN]."""
+    split: int64 [at most IMAGES_SHOWN]."""
     confidences = np.where(probabilities.argmax(axis=1) == labels, -1, probabilities.max(axis=1))
-    order = np.argsort(-confidences, kind="stable")[:MISTAKES_SHOWN]
+    order = np.argsort(-confidences, kind="stable")[:IMAGES_SHOWN]
     return order[confidences[order] >= 0]
 
 
@@ -275,6 +283,33 @@ def calibration(confidences, right):
     return {"expected_calibration_error": sum(gaps) / len(right), "calibration_bins": bins}
 
 
+def fit_temperature(predictions: Predictions) -> float:
+    """The number that all logits are to be divided by so that the loss on these predictions is lowest (Guo et al. 2017,
+    arXiv:1706.04599, section 4.2). It changes no predicted class."""
+    logarithm = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logarithm], max_iter=100, line_search_fn="strong_wolfe")
+    logits = predictions.log_probabilities.double()
+
+    def loss():
+        optimizer.zero_grad()
+        value = cross_entropy(logits / logarithm.exp(), predictions.labels)
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return logarithm.exp().item()
+
+
+def calibrated_metrics(predictions: Predictions, temperature):
+    """Loss and calibration of a split's predictions after their logits have been divided by the temperature."""
+    log_probabilities = (predictions.log_probabilities.double() / temperature).log_softmax(dim=1)
+    probabilities, classes = log_probabilities.exp().max(dim=1)
+    return {
+        "loss": nll_loss(log_probabilities, predictions.labels).item(),
+        **calibration(probabilities.numpy().round(DECIMALS), (classes == predictions.labels).numpy()),
+    }
+
+
 def wilson_interval(share, total, z=1.959964):
     """95% score interval of a proportion (Wilson 1927, JASA 22:209), as [low, high]."""
     scale = 1 + z**2 / total
@@ -299,15 +334,16 @@ def format_metrics(metrics):
 
 
 def compare(folders, out_dir):
-    """Print a comparison of the results of several runs, and write it as comparison.csv, .md and .png into `out_dir`.
+    """Print a comparison of the results of several runs, and write it as comparison.csv, .md and .png into `out_dir`;
+    calibration.csv and .png, too.
 
     A row for each run, from the lowest test accuracy to the highest, and each against the one before it by McNemar's
     exact test on the same test images.
     """
     folders = [Path(folder).resolve() for folder in folders]
-    results = []
+    results, metrics_of = [], {}
     for folder, name in zip(folders, run_names(folders)):
-        metrics = runs.read_metrics(folder)
+        metrics = metrics_of[name] = runs.read_metrics(folder)
         test = metrics["test"]
         row = {
             "model": name,
@@ -334,9 +370,24 @@ def compare(folders, out_dir):
     print("", *map(format_table, tables), sep="\n\n")
     if may_write(out_dir / runs.COMPARISON, rows):
         runs.write_atomically(out_dir / runs.COMPARISON, runs.csv_bytes(rows))
+        calibrations = [line for row in rows for line in calibration_rows(row["model"], metrics_of[row["model"]])]
+        runs.write_atomically(out_dir / runs.CALIBRATIONS, runs.csv_bytes(calibrations))
         runs.write_atomically((out_dir / runs.COMPARISON).with_suffix(".md"), "\n".join(map(markdown, tables)).encode())
         plots.draw_comparison(out_dir)
+        plots.draw_calibrations(out_dir)
         print(f"\nThe comparison is in {out_dir}")
+
+
+def calibration_rows(name, metrics):
+    """Of a run, a row for each bin that holds test images, before and after the temperature, as dicts."""
+    before, after = metrics["test"], metrics["test"]["after_temperature"]
+    return [
+        {"model": name, "temperature": temperature, "loss": values["loss"]}
+        | {"expected_calibration_error": values["expected_calibration_error"], **line}
+        for temperature, values in ((1.0, before), (metrics["temperature"], after))
+        for line in values["calibration_bins"]
+        if line["samples"]
+    ]
 
 
 def may_write(path, rows):

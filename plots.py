@@ -45,6 +45,7 @@ def main(argv=None):
         (runs.METRICS, draw_run),
         (runs.EXAMPLES, draw_examples),
         (runs.COMPARISON, draw_comparison),
+        (runs.CALIBRATIONS, draw_calibrations),
         (runs.ROBUSTNESS, draw_robustness),
         (runs.SEEDS, draw_seeds),
     ):
@@ -66,8 +67,12 @@ def draw_run(folder):
         draw_confusion_matrix(folder, metrics, split)
         draw_metric_table(folder, metrics, split)
     draw_calibration(folder, metrics)
-    if (folder / runs.MISTAKES).exists():
-        draw_mistakes(folder, metrics)
+    for name, title in (
+        (runs.MISTAKES, "the {} mistakes made with the highest probability"),
+        (runs.RANDOM, "{} predictions at random, mistakes in bold"),
+    ):
+        if (folder / name).exists():
+            draw_predictions(folder, name, title)
     if (folder / runs.FILTERS).exists():
         draw_filters(folder, metrics)
 
@@ -89,10 +94,8 @@ def inside(axes, x, y, text, **style):
     axes.text(x, y, text, ha="center", **style).set_in_layout(False)
 
 
-def run_title(folder, metrics):
-    """The model's name, and in brackets the run's where that is another."""
-    run = command.printable(folder.resolve().name)
-    return metrics["model"] if run == metrics["model"] else f"{metrics['model']} ({run})"
+def run_title(folder):
+    return command.printable(folder.resolve().name)
 
 
 def draw_loss(folder, metrics):
@@ -131,7 +134,7 @@ def draw_loss(folder, metrics):
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("cross-entropy loss")
     figure.axes[1].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    figure.suptitle(f"{run_title(folder, metrics)}: training and validation by epoch")
+    figure.suptitle(f"{run_title(folder)}: training and validation by epoch")
     figure.legend(
         *figure.axes[0].get_legend_handles_labels(),
         loc="outside lower center",
@@ -143,25 +146,32 @@ def draw_loss(folder, metrics):
 
 
 def draw_confusion_matrix(folder, metrics, split):
-    """confusion_matrix_<split>.png: counts, and under each its share of the row, which also gives the shade."""
+    """confusion_matrix_<split>.png: counts, and under each its share of the row, which also gives the mistakes' shade.
+
+    The shades end at the most frequent mistake: on a scale with the diagonal, a good network's would all be white.
+    """
     counts = np.array(metrics[split]["confusion_matrix"])
     classes = list(metrics[split]["per_class"])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    mistakes = np.ma.masked_array(shares, np.eye(len(counts), dtype=bool))
     figure = Figure(figsize=(7.5, 6.6), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_facecolor("0.88")  # of the diagonal
+    image = axes.imshow(mistakes, cmap="Blues", vmin=0, vmax=max(mistakes.max(), 0.001))
     for row, column in np.ndindex(*counts.shape):
         count, share = counts[row, column], shares[row, column]
         text = f"{count:,}\n{share:.1%}" if count else "0"
-        inside(axes, column, row, text, va="center", fontsize=8, color="white" if share > 0.5 else "black")
+        dark = row != column and share > 0.6 * mistakes.max()
+        weight = "bold" if row == column else "normal"
+        inside(axes, column, row, text, va="center", fontsize=8, color="white" if dark else "black", weight=weight)
     axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="predicted class", ylabel="true class")
     axes.set_title(
-        f"{run_title(folder, metrics)}, {split}: {metrics[split]['samples']:,} images, "
-        f"accuracy {metrics[split]['accuracy']:.2%}"
+        f"{run_title(folder)}, {split}: {metrics[split]['samples']:,} images, accuracy {metrics[split]['accuracy']:.2%}"
     )
-    figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class", format=PercentFormatter(1, decimals=0))
+    label = "mistakes: share of the true class"
+    figure.colorbar(image, ax=axes, shrink=0.8, label=label, format=PercentFormatter(1, decimals=1))
     save(figure, folder / runs.CONFUSION_MATRIX.format(split))
 
 
@@ -183,7 +193,7 @@ def draw_metric_table(folder, metrics, split):
         if row in (0, len(body)):
             cell.get_text().set_fontweight("bold")
         cell.get_text().set_horizontalalignment("left" if column == 0 else "right")
-    axes.set_title(f"{run_title(folder, metrics)}, epoch {metrics['best_epoch']}: {split} split", fontweight="bold")
+    axes.set_title(f"{run_title(folder)}, epoch {metrics['best_epoch']}: {split} split", fontweight="bold")
     figure.supxlabel(runs.metric_summary(values), fontsize=9)
     save(figure, folder / runs.METRIC_TABLE.format(split))
 
@@ -218,7 +228,7 @@ def draw_calibration(folder, metrics):
     upper.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="no gap: as probable as it says")
     upper.set(ylabel=f"accuracy, in bins of {FEW} images or more", xlim=(0, 1), ylim=(0, 1))
     upper.set_title(
-        f"{run_title(folder, metrics)}, test split\nexpected calibration error {test['expected_calibration_error']:.2%}"
+        f"{run_title(folder)}, test split\nexpected calibration error {test['expected_calibration_error']:.2%}"
     )
     shares = samples / test["samples"]
     lower.bar(low, shares, width, align="edge", color="0.6", edgecolor="black", linewidth=0.6)
@@ -232,10 +242,10 @@ def draw_calibration(folder, metrics):
     save(figure, folder / runs.CALIBRATION)
 
 
-def draw_mistakes(folder, metrics):
-    """mistakes.png: the test images that were given a wrong class with the highest probability."""
-    images, labels, probabilities, classes = runs.read_arrays(
-        folder / runs.MISTAKES, "images", "labels", "probabilities", "classes"
+def draw_predictions(folder, name, title):
+    """mistakes.png, random_predictions.png: test images with the predicted class, its probability, and the label."""
+    images, labels, probabilities, losses, classes = runs.read_arrays(
+        folder / name, "images", "labels", "probabilities", "losses", "classes"
     )
     figure = Figure(figsize=(8, 9.2), layout="constrained")
     axes = figure.subplots()
@@ -247,20 +257,17 @@ def draw_mistakes(folder, metrics):
         bottom, left = (position // columns + 1) * down, position % columns * right + (right - 32) // 2
         picture[bottom - 32 : bottom, left : left + 32] = image.transpose(1, 2, 0)
         predicted = probabilities[position].argmax()
-        inside(
-            axes,
-            left + 15.5,
-            bottom - 33.5,
-            f"{classes[predicted]} {probabilities[position, predicted]:.2%}\nis {classes[labels[position]]}",
-            va="bottom",
-            fontsize=9,
-        )
+        wrong = predicted != labels[position]
+        text = f"{classes[predicted]} {probabilities[position, predicted]:.2%}\n"
+        text += f"label: {classes[labels[position]]}, loss {losses[position]:.2f}"
+        style = {"color": ORANGE, "weight": "bold"} if wrong and name == runs.RANDOM else {}
+        inside(axes, left + 15.5, bottom - 33.5, text, va="bottom", fontsize=8.5, **style)
     axes.imshow(picture, interpolation="nearest")
     figure.suptitle(
-        f"{run_title(folder, metrics)}, test split: the {len(images)} mistakes made with the highest probability\n"
-        "predicted class and its probability, below it the true class"
+        f"{run_title(folder)}, test split: {title.format(len(images))}\n"
+        "predicted class and its probability; below it the label, and the loss with respect to it"
     )
-    save(figure, (folder / runs.MISTAKES).with_suffix(".png"))
+    save(figure, (folder / name).with_suffix(".png"))
 
 
 def draw_filters(folder, metrics):
@@ -275,7 +282,7 @@ def draw_filters(folder, metrics):
     axes.imshow(mosaic(tiles.reshape(-1, columns, *tiles.shape[1:])), interpolation="nearest")
     axes.axis("off")
     axes.set_title(
-        f"{run_title(folder, metrics)}: the {len(weights)} kernels of the first convolution\n"
+        f"{run_title(folder)}: the {len(weights)} kernels of the first convolution\n"
         f"red, green and blue weights from -{largest:.2f} (dark) through 0 (grey) to {largest:.2f} (bright)",
         fontsize=9,
     )
@@ -348,6 +355,40 @@ def draw_comparison(out_dir):
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside upper center", ncols=3, fontsize="small", frameon=False)
     save(figure, (Path(out_dir) / runs.COMPARISON).with_suffix(".png"))
+
+
+def draw_calibrations(out_dir):
+    """calibration.png: the reliability diagrams of all models on the test split, before and after the temperature."""
+    names = ("temperature", "expected_calibration_error", "samples", "confidence", "accuracy")
+    curves = {}
+    for row in runs.read_rows(Path(out_dir) / runs.CALIBRATIONS, "model", *names):
+        values = {name: float(row[name]) for name in names}
+        curves.setdefault(row["model"], {}).setdefault(values["temperature"], []).append(values)
+    columns = 3
+    figure = Figure(figsize=(9, 0.6 + 3 * -(-len(curves) // columns)), layout="constrained")
+    panels = figure.subplots(-(-len(curves) // columns), columns, sharex=True, sharey=True, squeeze=False).flatten()
+    for axes, (model, by_temperature) in zip(panels, curves.items()):
+        axes.plot([0, 1], [0, 1], "--", color="0.45", linewidth=1, label="as probable as it says")
+        errors = []
+        for temperature, (line, colour) in zip(sorted(by_temperature, key=lambda each: each != 1), LINE_STYLES[1::-1]):
+            bins = by_temperature[temperature]
+            shown = [(each["confidence"], each["accuracy"]) for each in bins if each["samples"] >= FEW]
+            label = "before" if temperature == 1 else "after division of the logits by T"
+            axes.plot(*zip(*shown), line, color=colour, markersize=4, label=label)
+            errors.append(f"{bins[0]['expected_calibration_error']:.1%}")
+        axes.set_title(f"{model}: T = {max(by_temperature, key=lambda each: each != 1):.2f}", fontsize=11)
+        inside(axes, 0.7, 0.05, f"error {' → '.join(errors)}", fontsize=10)
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        axes.grid(alpha=0.3)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    for axes in panels[len(curves) :]:
+        axes.axis("off")
+    figure.supxlabel("probability of the predicted class", fontsize=11)
+    figure.supylabel("share that is right", fontsize=11)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    save(figure, (Path(out_dir) / runs.CALIBRATIONS).with_suffix(".png"))
 
 
 def draw_robustness(out_dir):

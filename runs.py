@@ -31,10 +31,13 @@ CONFUSION_MATRIX = "confusion_matrix_{}.png"
 METRIC_TABLE = "metrics_{}.png"
 CALIBRATION = "calibration.png"
 MISTAKES = "mistakes.npz"  # this and the following hold what the picture of the same name shows
+RANDOM = "random_predictions.npz"
 FILTERS = "filters.npz"
+SHOWN = (MISTAKES, RANDOM, FILTERS)
 # The files of the folder that holds the runs.
 EXAMPLES = "plot_dataset_example.npz"
 COMPARISON = "comparison.csv"
+CALIBRATIONS = "calibration.csv"
 ROBUSTNESS = "robustness.csv"
 SEEDS = "seeds.csv"
 
@@ -91,7 +94,7 @@ class CheckpointError(command.UserError):
 def pictures_of_a_run():
     """The names of the pictures that draw_run draws."""
     by_split = [name.format(split) for split in SPLITS for name in (CONFUSION_MATRIX, METRIC_TABLE)]
-    return [LOSS_PLOT, *by_split, CALIBRATION, *(Path(name).with_suffix(".png").name for name in (MISTAKES, FILTERS))]
+    return [LOSS_PLOT, *by_split, CALIBRATION, *(Path(name).with_suffix(".png").name for name in SHOWN)]
 
 
 @contextlib.contextmanager
@@ -116,7 +119,7 @@ def claim_folder(folder):
 
 def remove_leftovers(folder):
     """Remove what a process left that was killed while it wrote a file of a run."""
-    names = (*pictures_of_a_run(), BEST, LAST, HISTORY, METRICS, PREDICTIONS, MISTAKES, FILTERS)
+    names = (*pictures_of_a_run(), BEST, LAST, HISTORY, METRICS, PREDICTIONS, *SHOWN)
     for leftover in folder.glob(".*.tmp"):
         name, _, process = leftover.name[1:-4].rpartition(".")
         if name in names and process.isdigit():
@@ -126,7 +129,7 @@ def remove_leftovers(folder):
 
 def remove_former_run(folder):
     """Remove what belongs to the run that this one replaces, but for the files that are about to be replaced."""
-    for name in (*pictures_of_a_run(), PREDICTIONS, MISTAKES, FILTERS, LAST):
+    for name in (*pictures_of_a_run(), PREDICTIONS, *SHOWN, LAST):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -192,7 +195,9 @@ def read_metrics(folder):
     path = Path(folder) / METRICS
     try:
         metrics = json.loads(command.read_bytes(path))
-        if metrics.keys() >= {"model", "best_epoch"} and all(metrics[split].keys() >= METRIC_KEYS for split in SPLITS):
+        if metrics.keys() >= {"model", "best_epoch"} and all(
+            metrics[split].keys() >= METRIC_KEYS for split in SPLITS
+        ):
             return metrics
     except (ValueError, KeyError, AttributeError):
         pass

@@ -72,6 +72,41 @@ def test_calibration_of_known_predictions():
     assert [bin["samples"] for bin in half_wrong["calibration_bins"]] == [0] * 7 + [2] + [0] * 6 + [2]
 
 
+def test_temperature_undoes_what_the_logits_were_multiplied_by():
+    """Labels drawn from the probabilities are calibrated; logits three times as large are overconfident."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(20_000, 10, generator=generator)
+    labels = torch.multinomial(logits.softmax(dim=1), 1, generator=generator)[:, 0]
+    overconfident = evaluate.Predictions((3 * logits).log_softmax(dim=1), labels)
+    temperature = evaluate.fit_temperature(overconfident)
+    assert temperature == pytest.approx(3, rel=0.05)
+    before = evaluate.split_metrics(overconfident, [str(number) for number in range(10)])
+    after = evaluate.calibrated_metrics(overconfident, temperature)
+    assert after["expected_calibration_error"] < 0.02 < 0.2 < before["expected_calibration_error"]
+    assert after["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-3)
+
+
+def test_temperature_is_that_of_the_validation_split(finished_run):
+    folder, _ = finished_run("cnn2")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["temperature"] > 0
+    assert metrics["validation"]["after_temperature"]["loss"] <= metrics["validation"]["loss"]
+    for split in runs.SPLITS:
+        after = metrics[split]["after_temperature"]
+        assert sum(line["samples"] for line in after["calibration_bins"]) == metrics[split]["samples"]
+
+
+def test_random_predictions_are_shown_beside_the_worst(finished_run):
+    folder, _ = finished_run("cnn2")
+    shown, saved = np.load(folder / "random_predictions.npz"), np.load(folder / "predictions_test.npz")
+    index = shown["index"]
+    assert len(set(index)) == 25 and np.array_equal(shown["labels"], saved["labels"][index])
+    true = saved["probabilities"][index, shown["labels"]]
+    certain = true > 0.01  # of smaller ones, rounding leaves too little
+    assert np.allclose(shown["losses"][certain], -np.log(true[certain]), atol=0.006)
+    assert (folder / "random_predictions.png").exists()
+
+
 def test_mistakes_are_the_most_confident_wrong_predictions(finished_run):
     folder, _ = finished_run("cnn2")
     mistakes, saved = np.load(folder / "mistakes.npz"), np.load(folder / "predictions_test.npz")
@@ -154,7 +189,7 @@ def test_several_checkpoints_are_compared(finished_run, call, tmp_path):
         line = next(line for line in (folder / "comparison.md").read_text().splitlines() if f"| {model} |" in line)
         assert f"{metrics['test']['accuracy']:.2%}" in line
         assert int(rows[model]["multiply_adds"]) == models.multiply_adds(models.build(model))
-    assert (folder / "comparison.png").exists()
+    assert (folder / "comparison.png").exists() and (folder / "calibration.png").exists()
     # McNemar's test of the better one (the last row) against the other.
     first, second = list(rows)
     right = {}
@@ -218,7 +253,7 @@ def test_results_about_several_are_not_replaced_by_results_about_fewer(finished_
     for model in ("dense", "cnn1", "cnn2"):
         shutil.copytree(finished_run(model)[0], tmp_path / model)
     for options, names, everything in (
-        ([], ("comparison.csv", "comparison.md", "comparison.png"), ["dense", "cnn2", "cnn1"]),
+        ([], ("comparison.csv", "comparison.md", "comparison.png", "calibration.csv", "calibration.png"), ["dense", "cnn2", "cnn1"]),
         (["--robustness"], ("robustness.csv", "robustness.png"), ["dense", "cnn1"]),
     ):
         some = everything[:-1]

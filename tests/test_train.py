@@ -29,6 +29,8 @@ FILES = {
     "calibration.png",
     "mistakes.npz",
     "mistakes.png",
+    "random_predictions.npz",
+    "random_predictions.png",
     *(f"{kind}_{split}.png" for kind in ("confusion_matrix", "metrics") for split in ("train", "validation", "test")),
 }
 FILTERS = {"filters.npz", "filters.png"}  # of networks with convolutions
