@@ -308,6 +308,25 @@ def reflected(positions, size):
     return torch.where(positions < size, positions, 2 * (size - 1) - positions)
 
 
+def changed(images, kind, amount):
+    """Yield images, uint8 [N, 3, 32, 32], as a change leaves them: shifted in each direction, rotated in both senses.
+
+    `amount` is in pixels for "shift" and "blur", in degrees for "rotation", in brightness (0 to 255) for "noise", the
+    share that is lost for "contrast", 100 less the quality for "jpeg". With "none" they are yielded as they are.
+    """
+    if kind == "none":
+        yield images
+    elif kind == "shift":
+        for down, right in ((1, 0), (-1, 0), (0, 1), (0, -1)):
+            yield shifted(images, amount * down, amount * right)
+    elif kind == "rotation":
+        yield rotated(images, amount)
+        yield rotated(images, -amount)
+    else:
+        change = {"noise": noisy, "blur": blurred, "contrast": without_contrast, "jpeg": compressed}
+        yield change[kind](images, amount)
+
+
 def shifted(images, down, right):
     """Move images, uint8 [N, 3, 32, 32], by up to MARGIN pixels; the edges are padded by reflection."""
     from torchvision.transforms.v2.functional import crop, pad
@@ -322,6 +341,36 @@ def rotated(images, degrees):
 
     padded = pad(images, [MARGIN], padding_mode="reflect")
     return center_crop(rotate(padded, degrees, InterpolationMode.BILINEAR), list(images.shape[2:]))
+
+
+def noisy(images, deviation):
+    """Add Gaussian noise of that standard deviation, in pixel units, the same at every call, to images, uint8."""
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images.device)
+    return (images + deviation * noise).round().clamp(0, 255).to(torch.uint8)
+
+
+def blurred(images, deviation):
+    """Blur images, uint8 [N, 3, H, W], by a Gaussian of that standard deviation in pixels."""
+    from torchvision.transforms.v2.functional import gaussian_blur
+
+    return gaussian_blur(images, [9, 9], [deviation, deviation])
+
+
+def without_contrast(images, share):
+    """Move the pixels of images, uint8 [N, 3, H, W], by that share of the way to their image's mean grey."""
+    from torchvision.transforms.v2.functional import adjust_contrast
+
+    return adjust_contrast(images, 1 - share)
+
+
+def compressed(images, loss):
+    """Compress images, uint8 [N, 3, H, W], as JPEG of the quality 100 - `loss`, and read them again."""
+    pixels = []
+    for image in images.permute(0, 2, 3, 1).cpu().numpy():
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "jpeg", quality=100 - loss)
+        pixels.append(np.asarray(Image.open(file)))
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(images.device)
 
 
 def examples(split, per_class):

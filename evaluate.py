@@ -5,7 +5,7 @@ Usage:
     python evaluate.py                                      every best.pt under outs/exercise_04, and the comparison
     python evaluate.py outs/exercise_04/cnn2/best.pt        one of them
     python evaluate.py outs/exercise_04/cnn2/best.pt --image cat.jpg
-    python evaluate.py --robustness                         test accuracy under shifts and rotations, of all of them
+    python evaluate.py --robustness                         test accuracy on changed images, of all of them
 """
 
 import command
@@ -31,7 +31,14 @@ import runs
 CALIBRATION_BINS = 15  # of equal width, as in Guo et al. 2017
 DECIMALS = 6  # of what is written: the others differ from one processor to the next
 IMAGES_SHOWN = 25  # of the most confident mistakes, and of all at random
-SHIFTS, ROTATIONS = (0, 1, 2, 4, 8), (0, 10, 20, 30, 60, 90)  # pixels and degrees in which robustness is measured
+CHANGES = {  # of the test images, for robustness, and the amounts: pixels, degrees, ... as data.changed takes them
+    "shift": (1, 2, 4, 8),
+    "rotation": (10, 20, 30, 60, 90),
+    "noise": (10, 20, 40),
+    "blur": (0.5, 1.0, 2.0),
+    "contrast": (0.25, 0.5, 0.75),
+    "jpeg": (20, 50, 80),
+}
 # Images predicted at a time. With more, a layer's output has over 32 MB, which glibc's malloc maps anew each time, at
 # the price of page faults.
 BATCH_SIZE = 100
@@ -85,7 +92,7 @@ def parse_arguments(argv):
     task.add_argument(
         "--robustness",
         action="store_true",
-        help="measure the accuracy on shifted and on rotated test images instead",
+        help="measure the accuracy on changed test images instead: shifted, rotated, noisy, ...",
     )
     parser.add_argument(
         "--out-dir",
@@ -433,40 +440,34 @@ def mcnemar(this, that):
 
 
 def measure_robustness(networks, split, out_dir):
-    """Write robustness.csv and .png: the accuracy of networks, a dict by name, on a split whose images are shifted, the
-    mean over the four directions, or turned, the mean over both senses."""
-    accuracies = {}
-    versions = 4 * len(SHIFTS) + 2 * len(ROTATIONS) - 4  # an amount of 0 has one direction
-    bar = tqdm(changed(split.images), "robustness", versions, leave=False, disable=None)
-    for transformation, amount, images in bar:
-        for name, model in networks.items():
-            accuracy = mean_loss_and_accuracy(infer(model, data.Split(images, split.labels)))[1]
-            accuracies.setdefault((name, transformation, amount), []).append(accuracy)
-    rows = [
-        {"model": name, "transformation": transformation, "amount": amount, "test_accuracy": sum(values) / len(values)}
-        for (name, transformation, amount), values in accuracies.items()
-    ]
-    rows.sort(key=lambda row: list(networks).index(row["model"]))
-    for transformation, amounts in (("shift", SHIFTS), ("rotation", ROTATIONS)):
-        table = [[transformation, *map(str, amounts)]]
+    """Write robustness.csv and .png: the accuracy of networks, a dict by name, on the images of a split when they are
+    changed; robustness_examples.npz and .png: what one of them then looks like."""
+    accuracies, examples = {}, {}
+    measured = [("none", 0), *((kind, amount) for kind, amounts in CHANGES.items() for amount in amounts)]
+    for kind, amount in tqdm(measured, "robustness", leave=False, disable=None):
+        for images in data.changed(split.images, kind, amount):
+            images = images.contiguous(memory_format=torch.channels_last)
+            examples.setdefault((kind, amount), images[0].cpu().numpy())
+            for name, model in networks.items():
+                accuracy = mean_loss_and_accuracy(infer(model, data.Split(images, split.labels)))[1]
+                accuracies.setdefault((name, kind, amount), []).append(accuracy)
+    means = {key: sum(values) / len(values) for key, values in accuracies.items()}
+    rows = []
+    for kind, amounts in CHANGES.items():
+        table = [[kind, *map(str, (0, *amounts))]]
         for name in networks:
-            chosen = [row for row in rows if (row["model"], row["transformation"]) == (name, transformation)]
-            table.append([name, *(f"{row['test_accuracy']:.1%}" for row in chosen)])
+            values = [means[name, "none", 0], *(means[name, kind, amount] for amount in amounts)]
+            table.append([name, *(f"{value:.1%}" for value in values)])
+            what = {"model": name, "transformation": kind}
+            rows += [what | {"amount": x, "test_accuracy": y} for x, y in zip((0, *amounts), values)]
         print(f"\n{format_table(table)}")
     if may_write(out_dir / runs.ROBUSTNESS, rows):
         runs.write_atomically(out_dir / runs.ROBUSTNESS, runs.csv_bytes(rows))
+        kinds, amounts = zip(*measured)
+        runs.write_arrays(out_dir / runs.CHANGED, images=list(examples.values()), kinds=kinds, amounts=amounts)
         plots.draw_robustness(out_dir)
-        print(f"\nThe picture is in {out_dir}")
-
-
-def changed(images):
-    """Yield (transformation, amount, changed images), one after the other, so that one is in memory at a time."""
-    for pixels in SHIFTS:
-        for by in dict.fromkeys([(pixels, 0), (-pixels, 0), (0, pixels), (0, -pixels)]):
-            yield "shift", pixels, data.shifted(images, *by).contiguous(memory_format=torch.channels_last)
-    for degrees in ROTATIONS:
-        for angle in dict.fromkeys([degrees, -degrees]):
-            yield "rotation", degrees, data.rotated(images, angle).contiguous(memory_format=torch.channels_last)
+        plots.draw_changed(out_dir)
+        print(f"\nThe pictures are in {out_dir}")
 
 
 def table_rows(rows):

@@ -30,6 +30,15 @@ FEW = 10  # the reliability diagram shows no accuracy of fewer images than this
 BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
 LINE_STYLES = list(zip(("o-", "s--", "^-.", "D:", "v-"), (BLUE, ORANGE, GREEN, PURPLE, "black")))
 
+CHANGE_LABELS = {
+    "shift": "shift in pixels",
+    "rotation": "rotation in degrees",
+    "noise": "noise, std. of a pixel",
+    "blur": "blur, std. in pixels",
+    "contrast": "lost share of contrast",
+    "jpeg": "JPEG, 100 − quality",
+}
+
 
 class PlotError(command.UserError):
     """Files that nothing can be drawn from."""
@@ -47,6 +56,7 @@ def main(argv=None):
         (runs.COMPARISON, draw_comparison),
         (runs.CALIBRATIONS, draw_calibrations),
         (runs.ROBUSTNESS, draw_robustness),
+        (runs.CHANGED, draw_changed),
         (runs.SEEDS, draw_seeds),
     ):
         for path in sorted(folder.rglob(name)):
@@ -392,27 +402,54 @@ def draw_calibrations(out_dir):
 
 
 def draw_robustness(out_dir):
-    """robustness.png: test accuracy of each model by shift and by angle."""
+    """robustness.png: test accuracy of each model by the amount of each change of the images."""
     rows = runs.read_rows(Path(out_dir) / runs.ROBUSTNESS, "model", "transformation", "amount", "test_accuracy")
     curves = {}
     for row in rows:
-        curve = curves.setdefault((row["transformation"], row["model"]), ([], []))
+        curve = curves.setdefault(row["transformation"], {}).setdefault(row["model"], ([], []))
         curve[0].append(float(row["amount"]))
         curve[1].append(float(row["test_accuracy"]))
-    models = sorted(dict.fromkeys(row["model"] for row in rows), key=lambda model: -curves["shift", model][1][0])
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, transformation in zip(panels, ("shift", "rotation")):
+    columns = 3
+    figure = Figure(figsize=(9, 0.6 + 2.9 * -(-len(curves) // columns)), layout="constrained")
+    panels = figure.subplots(-(-len(curves) // columns), columns, sharey=True, squeeze=False).flatten()
+    for axes, (kind, by_model) in zip(panels, curves.items()):
+        models = sorted(by_model, key=lambda model: -by_model[model][1][0])
         for model, (line, colour) in zip(models, itertools.cycle(LINE_STYLES)):
-            axes.plot(*curves[transformation, model], line, color=colour, markersize=5, label=model)
+            axes.plot(*by_model[model], line, color=colour, markersize=5, label=model)
+        axes.set(xlabel=CHANGE_LABELS.get(kind, kind), ylim=(0, 1))
+        axes.set_xticks(by_model[models[0]][0])
         axes.grid(alpha=0.3)
-    panels[0].set(xlabel="shift in pixels, mean over four directions", ylabel="test accuracy", ylim=(0, 1))
     panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    panels[1].set(xlabel="rotation in degrees, mean over both senses")
-    panels[1].set_xticks(curves["rotation", models[0]][0])
-    figure.suptitle("Test accuracy when the images are moved or turned")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(models), frameon=False)
+    for axes in panels[len(curves) :]:
+        axes.axis("off")
+    figure.supylabel("test accuracy", fontsize=11)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     save(figure, (Path(out_dir) / runs.ROBUSTNESS).with_suffix(".png"))
+
+
+def draw_changed(out_dir):
+    """robustness_examples.png: a test image as each change leaves it, a row for each kind."""
+    images, kinds, amounts = runs.read_arrays(Path(out_dir) / runs.CHANGED, "images", "kinds", "amounts")
+    by_kind = {}
+    for image, kind, amount in zip(images[1:], kinds[1:], amounts[1:]):
+        by_kind.setdefault(str(kind), [(images[0], 0.0)]).append((image, amount))
+    columns = max(map(len, by_kind.values()))
+    across, down = 38, 40
+    picture = np.full((len(by_kind) * down, columns * across, 3), 255, np.uint8)
+    figure = Figure(figsize=(1.3 * columns + 1.2, 1.35 * len(by_kind)), layout="constrained")
+    axes = figure.subplots()
+    for row, versions in enumerate(by_kind.values()):
+        for column, (image, amount) in enumerate(versions):
+            top, left = row * down + 7, column * across + 3
+            picture[top : top + 32, left : left + 32] = image.transpose(1, 2, 0)
+            inside(axes, left + 15.5, top - 1, f"{amount:g}", va="bottom", fontsize=9)
+    axes.imshow(picture, interpolation="nearest")
+    axes.set_yticks(np.arange(len(by_kind)) * down + 23, [CHANGE_LABELS.get(kind, kind) for kind in by_kind])
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    save(figure, (Path(out_dir) / runs.CHANGED).with_suffix(".png"))
 
 
 def draw_seeds(out_dir):

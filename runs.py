@@ -39,6 +39,7 @@ EXAMPLES = "plot_dataset_example.npz"
 COMPARISON = "comparison.csv"
 CALIBRATIONS = "calibration.csv"
 ROBUSTNESS = "robustness.csv"
+CHANGED = "robustness_examples.npz"
 SEEDS = "seeds.csv"
 
 SPLITS = ("train", "validation", "test")
@@ -195,9 +196,7 @@ def read_metrics(folder):
     path = Path(folder) / METRICS
     try:
         metrics = json.loads(command.read_bytes(path))
-        if metrics.keys() >= {"model", "best_epoch"} and all(
-            metrics[split].keys() >= METRIC_KEYS for split in SPLITS
-        ):
+        if metrics.keys() >= {"model", "best_epoch"} and all(metrics[split].keys() >= METRIC_KEYS for split in SPLITS):
             return metrics
     except (ValueError, KeyError, AttributeError):
         pass

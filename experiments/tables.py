@@ -189,9 +189,9 @@ def calibration():
 
 
 def robustness():
-    chosen = {"shift": (0, 1, 2, 4, 8), "rotation": (10, 20, 30, 60, 90)}
+    chosen = {"shift": (0, 1, 2, 4, 8), "rotation": (10, 20, 30, 60, 90)}  # the picture shows the others
     accuracy = {
-        (row["model"], row["transformation"], int(row["amount"])): float(row["test_accuracy"])
+        (row["model"], row["transformation"], float(row["amount"])): float(row["test_accuracy"])
         for row in runs.read_rows(RESULTS / runs.ROBUSTNESS)
     }
     units = {"shift": "{} px", "rotation": "{}°"}

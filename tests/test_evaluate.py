@@ -234,8 +234,8 @@ def test_robustness_is_measured_from_the_checkpoints(finished_run, call, tmp_pat
     assert code == 0 and err == ""
     accuracy = {}
     for row in runs.read_rows(tmp_path / "robustness.csv"):
-        accuracy[row["model"], row["transformation"], int(row["amount"])] = float(row["test_accuracy"])
-    assert len(accuracy) == 2 * (5 + 6) and (tmp_path / "robustness.png").exists()
+        accuracy[row["model"], row["transformation"], float(row["amount"])] = float(row["test_accuracy"])
+    assert len(accuracy) == 2 * (5 + 6 + 4 * 4) and (tmp_path / "robustness.png").exists()
     images, labels = data.load_splits("digits", "", ["test"])["test"]
     for model in ("dense", "cnn2"):
         metrics = json.loads((finished_run(model)[0] / "metrics.json").read_text())
@@ -253,8 +253,12 @@ def test_results_about_several_are_not_replaced_by_results_about_fewer(finished_
     for model in ("dense", "cnn1", "cnn2"):
         shutil.copytree(finished_run(model)[0], tmp_path / model)
     for options, names, everything in (
-        ([], ("comparison.csv", "comparison.md", "comparison.png", "calibration.csv", "calibration.png"), ["dense", "cnn2", "cnn1"]),
-        (["--robustness"], ("robustness.csv", "robustness.png"), ["dense", "cnn1"]),
+        (
+            [],
+            ("comparison.csv", "comparison.md", "comparison.png", "calibration.csv", "calibration.png"),
+            ["dense", "cnn2", "cnn1"],
+        ),
+        (["--robustness"], ("robustness.csv", "robustness.png", "robustness_examples.png"), ["dense", "cnn1"]),
     ):
         some = everything[:-1]
         assert call(evaluate.main, *(f"{model}/best.pt" for model in everything), *options)[0] == 0
@@ -285,13 +289,13 @@ def test_several_networks_share_the_data(finished_run, call, tmp_path, monkeypat
     for model in ("dense", "cnn2"):
         (tmp_path / model).mkdir()
         shutil.copy(finished_run(model)[0] / "best.pt", tmp_path / model)
-    watched = {name: Mock(wraps=getattr(data, name)) for name in ("load_splits", "shifted", "rotated")}
+    watched = {name: Mock(wraps=getattr(data, name)) for name in ("load_splits", "changed")}
     for name, mock in watched.items():
         monkeypatch.setattr(data, name, mock)
     assert call(evaluate.main, "dense/best.pt", "cnn2/best.pt")[0] == 0
     assert watched["load_splits"].call_count == 1
     assert call(evaluate.main, "dense/best.pt", "cnn2/best.pt", "--robustness")[0] == 0
-    assert [mock.call_count for mock in watched.values()] == [2, 1 + 4 * 4, 1 + 2 * 5]
+    assert [mock.call_count for mock in watched.values()] == [2, 1 + 4 + 5 + 4 * 3]
 
 
 def test_two_checkpoints_never_share_a_results_folder(finished_run, call, tmp_path):

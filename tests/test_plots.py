@@ -11,6 +11,8 @@ import plots
 import runs
 from conftest import ROOT
 
+FURTHER = ("comparison.png", "robustness.png", "robustness_examples.png", "plot_dataset_example.png")
+
 
 @pytest.mark.pictures
 def test_pictures_are_redrawn_from_the_files_alone(finished_run, call, tmp_path):
@@ -20,7 +22,7 @@ def test_pictures_are_redrawn_from_the_files_alone(finished_run, call, tmp_path)
     call(experiments.dataset_example.main, "--dataset", "digits", "--folder", "outs")
     drawn = {path: path.read_bytes() for path in (tmp_path / "outs").rglob("*.png")}
     names = {path.name for path in drawn}
-    assert names == {*runs.pictures_of_a_run(), "comparison.png", "robustness.png", "plot_dataset_example.png"}
+    assert names == {*runs.pictures_of_a_run(), *FURTHER}
     assert all(picture.startswith(b"\x89PNG") for picture in drawn.values())
     for path in drawn:
         path.unlink()
