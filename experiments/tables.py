@@ -188,6 +188,33 @@ def calibration():
     return [["network", "mean probability of the predicted class", "accuracy", "calibration error"], *rows]
 
 
+def right_of(name):
+    """Where a committed run is right on the test images, in their official order, bool [10,000]."""
+    return evaluate.right_predictions(RESULTS / name)
+
+
+def near_duplicates():
+    """Indices of the test images that have a near-duplicate among the training images (Barz & Denzler 2020)."""
+    return [int(row["TestID"]) for row in runs.read_rows(EXPERIMENTS / "near_duplicates.csv")]
+
+
+def doubted_labels():
+    """Indices of the test images whose label fewer than three of five people agreed with (Northcutt et al. 2021)."""
+    rows = runs.read_rows(EXPERIMENTS / "doubted_labels.csv")
+    return [int(row["test_index"]) for row in rows if int(row["judged_label"]) < 3]
+
+
+def new_data():
+    """Test accuracy with and without images that say little about new data, or whose label may be wrong."""
+    rows = []
+    for name in RUNS:
+        right = right_of(name)
+        twins, doubted = (np.isin(np.arange(len(right)), each()) for each in (near_duplicates, doubted_labels))
+        rows.append([code(name), *(share(right[each].mean()) for each in (twins | ~twins, twins, ~twins, ~doubted))])
+    header = ["all", "with a near-duplicate", "without one", "without a doubted label"]
+    return [["network", *header], *rows]
+
+
 def robustness():
     chosen = {"shift": (0, 1, 2, 4, 8), "rotation": (10, 20, 30, 60, 90)}  # the picture shows the others
     accuracy = {
@@ -231,7 +258,7 @@ TABLES = {
     function.__name__: function
     for function in (split, comparison, costs, mcnemar, seeds, splits_of_cnn2, classes_of_cnn2, fitting, recall)
 }
-TABLES |= {function.__name__: function for function in (confusions, calibration, robustness, softmax, speed)}
+TABLES |= {function.__name__: function for function in (confusions, calibration, new_data, robustness, softmax, speed)}
 TABLES |= {f"layers_{name}": lambda name=name: layers(name) for name in models.MODELS}
 
 if __name__ == "__main__":
