@@ -342,10 +342,10 @@ def format_metrics(metrics):
 
 def compare(folders, out_dir):
     """Print a comparison of the results of several runs, and write it as comparison.csv, .md and .png into `out_dir`;
-    calibration.csv and .png, too.
+    also calibration.csv and recall.csv, each with its picture.
 
-    A row for each run, from the lowest test accuracy to the highest, and each against the one before it by McNemar's
-    exact test on the same test images.
+    A row for each run, from the lowest test accuracy to the highest; each is set against the one before it, on the same
+    test images.
     """
     folders = [Path(folder).resolve() for folder in folders]
     results, metrics_of = [], {}
@@ -369,19 +369,27 @@ def compare(folders, out_dir):
     results.sort(key=lambda result: result[0]["test_accuracy"])
     rows = [row for row, _ in results]
     summary = table_rows(rows)
-    columns = ("compared_with", "only_this_right", "only_that_right", "mcnemar_p")
+    columns = ["compared_with", "only_this_right", "only_that_right"]
+    columns += ["difference", "difference_low", "difference_high"]
     rows[0] |= dict.fromkeys(columns)
     for (that, that_right), (this, this_right) in itertools.pairwise(results):
-        this |= dict(zip(columns, (that["model"], *mcnemar(this_right, that_right))))
+        this |= dict(zip(columns, (that["model"], *paired_difference(this_right, that_right))))
     tables = [summary, table_rows([{name: row[name] for name in ("model", *columns)} for row in rows[1:]])]
     print("", *map(format_table, tables), sep="\n\n")
     if may_write(out_dir / runs.COMPARISON, rows):
         runs.write_atomically(out_dir / runs.COMPARISON, runs.csv_bytes(rows))
         calibrations = [line for row in rows for line in calibration_rows(row["model"], metrics_of[row["model"]])]
         runs.write_atomically(out_dir / runs.CALIBRATIONS, runs.csv_bytes(calibrations))
+        recalls = [
+            {"model": row["model"], "class": label, "recall": values["recall"]}
+            for row in rows
+            for label, values in metrics_of[row["model"]]["test"]["per_class"].items()
+        ]
+        runs.write_atomically(out_dir / runs.RECALL, runs.csv_bytes(recalls))
         runs.write_atomically((out_dir / runs.COMPARISON).with_suffix(".md"), "\n".join(map(markdown, tables)).encode())
         plots.draw_comparison(out_dir)
         plots.draw_calibrations(out_dir)
+        plots.draw_recall(out_dir)
         print(f"\nThe comparison is in {out_dir}")
 
 
@@ -427,16 +435,16 @@ def run_names(folders):
     return [folder.relative_to(common).as_posix() for folder in folders]
 
 
-def mcnemar(this, that):
-    """McNemar's exact test of two classifiers on the same samples, from where each is right, two bool arrays [N].
+def paired_difference(this, that, z=1.959964):
+    """Two classifiers on the same samples, from where each is right, two bool arrays [N].
 
-    Returns how often only this one is right, how often only that one, and the two-sided p (McNemar 1947, Psychometrika
-    12:153; recommended for classifiers by Dietterich 1998, Neural Computation 10:1895).
+    Returns how often only this one is right, how often only that one, the difference of their accuracies, and its 95%
+    interval, low and high (Agresti 2013, Categorical data analysis, equation 11.2).
     """
-    only_this, only_that = int((this & ~that).sum()), int((that & ~this).sum())
-    differing = only_this + only_that
-    tail = sum(math.comb(differing, count) for count in range(min(only_this, only_that) + 1))
-    return only_this, only_that, min(1.0, 2 * tail / 2**differing)
+    only_this, only_that, total = int((this & ~that).sum()), int((that & ~this).sum()), len(this)
+    difference = (only_this - only_that) / total
+    margin = z * math.sqrt((only_this + only_that) / total - difference**2) / math.sqrt(total)
+    return only_this, only_that, difference, difference - margin, difference + margin
 
 
 def measure_robustness(networks, split, out_dir):
@@ -483,9 +491,7 @@ def markdown(table):
 
 
 def format_cell(column, value):
-    """Seconds with one decimal, p with its power of ten, other floats in percent, counts with thousands separators."""
-    if column == "mcnemar_p":
-        return f"{value:.1e}"
+    """Seconds with one decimal, other floats in percent, counts with thousands separators."""
     if isinstance(value, float):
         return f"{value:.1f}" if column.startswith("seconds") else f"{value:.2%}"
     return value if isinstance(value, str) else f"{value:,}"

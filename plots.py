@@ -17,7 +17,7 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 from PIL import Image
 
 import runs
@@ -55,6 +55,7 @@ def main(argv=None):
         (runs.EXAMPLES, draw_examples),
         (runs.COMPARISON, draw_comparison),
         (runs.CALIBRATIONS, draw_calibrations),
+        (runs.RECALL, draw_recall),
         (runs.ROBUSTNESS, draw_robustness),
         (runs.CHANGED, draw_changed),
         (runs.SEEDS, draw_seeds),
@@ -325,46 +326,52 @@ def draw_examples(out_dir):
 
 
 def draw_comparison(out_dir):
-    """comparison.png: the accuracy of each model on the three splits, the test accuracy with its interval."""
-    names = ("test_accuracy", "train_accuracy", "validation_accuracy", "interval_low", "interval_high")
-    rows = runs.read_rows(Path(out_dir) / runs.COMPARISON, "model", "parameters", "mcnemar_p", *names)
-    column = {name: np.array([float(row[name]) for row in rows]) for name in names}
-    positions = np.arange(len(rows))
-    figure = Figure(figsize=(8, 1.6 + 0.7 * len(rows)), layout="constrained")
+    """comparison.png: test accuracy with its interval, and training accuracy, against multiply-adds."""
+    names = ("multiply_adds", "train_accuracy", "test_accuracy", "interval_low", "interval_high")
+    rows = runs.read_rows(Path(out_dir) / runs.COMPARISON, "model", *names)
+    cost, train, test, low, high = (np.array([float(row[name]) for row in rows]) for name in names)
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.subplots()
-    for split, marker, colour in (("train", "s", BLUE), ("validation", "^", GREEN)):
-        axes.plot(
-            column[f"{split}_accuracy"],
-            positions - 0.18,  # below the test accuracy, which would hide the validation's
-            marker,
-            color=colour,
-            fillstyle="none",
-            label=f"{split} accuracy",
-        )
-    test = column["test_accuracy"]
-    margins = [test - column["interval_low"], column["interval_high"] - test]
-    axes.errorbar(test, positions, xerr=margins, fmt="o", color=ORANGE, capsize=3, label="test accuracy, 95% interval")
-    for position, value in zip(positions, test):
-        axes.annotate(f"{value:.1%}", (value, position), (0, 8), textcoords="offset points", ha="center", fontsize=9)
-    for position, row in enumerate(rows[1:]):
+    axes.vlines(cost, test, train, color="0.75", linewidth=1)
+    axes.plot(cost, train, "s", color=BLUE, fillstyle="none", label="training split")
+    axes.errorbar(cost, test, [test - low, high - test], fmt="o", color=ORANGE, capsize=3, label="test split")
+    for row, x, y in zip(rows, cost, test):
+        left = x > 0.3 * cost.max()  # where there is no room to the right
         axes.annotate(
-            f"McNemar's test: p = {float(row['mcnemar_p']):.0e}",
-            (0.99, position + 0.5),
-            xycoords=("axes fraction", "data"),
-            ha="right",
+            f"{row['model']} {y:.1%}",
+            (x, y),
+            (-9 if left else 9, 0),
+            textcoords="offset points",
+            ha="right" if left else "left",
             va="center",
-            fontsize=8,
-            color="0.35",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )
-    names = [f"{row['model']}\n{int(row['parameters']):,} parameters" for row in rows]
-    axes.set_yticks(positions, names)
-    axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.set(xlabel="accuracy at the best epoch by validation accuracy")
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=3, fontsize="small", frameon=False)
+    axes.set(xscale="log", xlabel="multiply-adds for an image, in millions (M)", ylabel="accuracy of the kept epoch")
+    axes.xaxis.set_major_formatter(EngFormatter(places=0))
+    axes.margins(x=0.12)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
     save(figure, (Path(out_dir) / runs.COMPARISON).with_suffix(".png"))
+
+
+def draw_recall(out_dir):
+    """recall.png: the share of each class's test images that each model recognises."""
+    by_model = {}
+    for row in runs.read_rows(Path(out_dir) / runs.RECALL, "model", "class", "recall"):
+        by_model.setdefault(row["model"], {})[row["class"]] = float(row["recall"])
+    best = list(by_model.values())[-1]
+    classes = sorted(best, key=best.get)
+    figure = Figure(figsize=(8, 1.2 + 0.4 * len(classes)), layout="constrained")
+    axes = figure.subplots()
+    for (model, recalls), (line, colour) in zip(by_model.items(), itertools.cycle(LINE_STYLES[::-1])):
+        values = [recalls[label] for label in classes]
+        axes.plot(values, range(len(classes)), line[0], color=colour, markersize=7, label=model)
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="recall on the test split", xlim=(0, 1))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=len(by_model), frameon=False)
+    save(figure, (Path(out_dir) / runs.RECALL).with_suffix(".png"))
 
 
 def draw_calibrations(out_dir):

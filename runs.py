@@ -38,6 +38,7 @@ SHOWN = (MISTAKES, RANDOM, FILTERS)
 EXAMPLES = "plot_dataset_example.npz"
 COMPARISON = "comparison.csv"
 CALIBRATIONS = "calibration.csv"
+RECALL = "recall.csv"
 ROBUSTNESS = "robustness.csv"
 CHANGED = "robustness_examples.npz"
 SEEDS = "seeds.csv"

@@ -109,12 +109,14 @@ def costs():
     return [["network", "parameters", "multiply-adds for an image", "best epoch", "seconds per epoch"], *rows]
 
 
-def mcnemar():
+def steps():
     rows = []
     for row in runs.read_rows(RESULTS / runs.COMPARISON)[1:]:
-        pair = f"{code(row['compared_with'])}, {code(row['model'])}"
-        rows.append([pair, *(f"{int(row[name]):,}" for name in ("only_that_right", "only_this_right"))])
-    return [["networks", "only the first is right", "only the second is right"], *rows]
+        pair = f"{code(row['compared_with'])} → {code(row['model'])}"
+        counts = [f"{int(row[name]):,}" for name in ("only_that_right", "only_this_right")]
+        points, low, high = (f"{100 * float(row[f'difference{end}']):.1f}" for end in ("", "_low", "_high"))
+        rows.append([pair, *counts, points, f"{low} to {high}"])
+    return [["step", "only the first is right", "only the second is right", "points", "95% interval"], *rows]
 
 
 def seeds():
@@ -157,12 +159,6 @@ def fitting():
             cells += [share(history[f"{split}_accuracy"][epoch - 1]) for split in ("train", "validation")]
         rows.append([*cells, f"{losses[-1]:.3f}"])
     return [header, *rows]
-
-
-def recall():
-    metrics = {name: metrics_of(name)["test"]["per_class"] for name in RUNS}
-    rows = [[label, *(f"{metrics[name][label]['recall']:.1%}" for name in RUNS)] for label in metrics["cnn2"]]
-    return [["class", *map(code, RUNS)], *rows]
 
 
 def confusions(count=8):
@@ -256,7 +252,7 @@ def speed():
 
 TABLES = {
     function.__name__: function
-    for function in (split, comparison, costs, mcnemar, seeds, splits_of_cnn2, classes_of_cnn2, fitting, recall)
+    for function in (split, comparison, costs, steps, seeds, splits_of_cnn2, classes_of_cnn2, fitting)
 }
 TABLES |= {function.__name__: function for function in (confusions, calibration, new_data, robustness, softmax, speed)}
 TABLES |= {f"layers_{name}": lambda name=name: layers(name) for name in models.MODELS}

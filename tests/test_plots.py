@@ -11,7 +11,7 @@ import plots
 import runs
 from conftest import ROOT
 
-FURTHER = ("comparison.png", "robustness.png", "robustness_examples.png", "plot_dataset_example.png")
+FURTHER = ("comparison.png", "recall.png", "robustness.png", "robustness_examples.png", "plot_dataset_example.png")
 
 
 @pytest.mark.pictures

@@ -155,7 +155,7 @@ def loss():
     twice, once = json.loads((SOFTMAX_TWICE / runs.METRICS).read_text()), metrics_of("cnn2")
     yield f"{100 * (once['test']['accuracy'] - twice['test']['accuracy']):.1f} points of test accuracy"
     right = [evaluate.right_predictions(folder) for folder in (RESULTS / "cnn2", SOFTMAX_TWICE)]
-    yield "{} images are right without it only, {} with it only".format(*evaluate.mcnemar(*right)[:2])
+    yield "{} images are right without it only, {} with it only".format(*evaluate.paired_difference(*right)[:2])
     yield f"It takes {twice['best_epoch']} epochs instead of {once['best_epoch']}."
     yield f"`cnn2` still has {twice['test']['accuracy']:.2%}"
     yield f"cross-entropy on the test images is {twice['test']['loss']:.2f} instead of {once['test']['loss']:.2f}"
