@@ -30,6 +30,7 @@ import runs
 
 CALIBRATION_BINS = 15  # of equal width, as in Guo et al. 2017
 DECIMALS = 6  # of what is written: the others differ from one processor to the next
+MAPS_SHOWN = 4  # feature maps of a block and an image
 IMAGES_SHOWN = 25  # of the most confident mistakes, and of all at random
 CHANGES = {  # of the test images, for robustness, and the amounts: pixels, degrees, ... as data.changed takes them
     "shift": (1, 2, 4, 8),
@@ -176,9 +177,14 @@ def write_results(path, model, checkpoint, splits):
     for name in runs.SPLITS:
         metrics[name]["after_temperature"] = rounded(calibrated_metrics(predictions[name], temperature))
     write_predictions(folder, splits["test"].images, predictions["test"], checkpoint["classes"])
-    convolutions = [layer for layer in model.layers if isinstance(layer, torch.nn.Conv2d)]
-    if convolutions:
-        runs.write_arrays(folder / runs.FILTERS, weights=convolutions[0].weight.detach().cpu().numpy())
+    if first_kernels(model) is not None:
+        torch.manual_seed(checkpoint["settings"]["seed"])
+        start = models.build(checkpoint["model"])
+        start.adapt(splits["train"].images.cpu())
+        runs.write_arrays(folder / runs.FILTERS, start=first_kernels(start), weights=first_kernels(model))
+        chosen = first_right_and_wrong(predictions["test"])
+        inside = look_inside(model, data.Split(*(part[chosen] for part in splits["test"])))
+        runs.write_arrays(folder / runs.INSIDE, index=chosen, classes=checkpoint["classes"], **inside)
     runs.write_atomically(folder / runs.METRICS, (json.dumps(metrics, indent=1) + "\n").encode())
     plots.draw_run(folder)
     print(f"\nTables and pictures are in {folder}")
@@ -192,6 +198,49 @@ def rounded(value):
     if isinstance(value, list):
         return [rounded(part) for part in value]
     return round(value, DECIMALS) if isinstance(value, float) else value
+
+
+def first_kernels(model):
+    """The weights of the first convolution, float32 [filters, 3, height, width], or None where there is none."""
+    convolutions = [layer for layer in model.layers if isinstance(layer, torch.nn.Conv2d)]
+    return convolutions[0].weight.detach().cpu().numpy() if convolutions else None
+
+
+def first_right_and_wrong(predictions: Predictions, count=3):
+    """Indices of the first samples of the split that are recognised, and of the first that aren't: no better choice."""
+    right = predictions.probabilities().argmax(axis=1) == predictions.labels.numpy()
+    return np.concatenate([np.flatnonzero(right)[:count], np.flatnonzero(~right)[:count]])
+
+
+def look_inside(model, split):
+    """What becomes of a few images in a network, as arrays by name.
+
+    images, labels, probabilities [N, 10]; block_1, block_2, ... [N, MAPS_SHOWN, height, width]: of the feature maps
+    after each block's pooling, those that vary most; occlusion [N, 7, 7]: how much less probable the label is where a
+    grey square covers the image (Zeiler & Fergus 2014, arXiv:1311.2901).
+    """
+    maps, count = {}, len(split.labels)
+    with torch.inference_mode():
+        probabilities = model(split.images)
+        values = (split.images - model.mean) / model.std
+        for layer in model.layers:
+            values = layer(values)
+            if isinstance(layer, torch.nn.MaxPool2d) and values.shape[-1] > 1:
+                order = values.std(dim=(2, 3)).argsort(dim=1, descending=True, stable=True)[:, :MAPS_SHOWN]
+                maps[f"block_{len(maps) + 1}"] = values[torch.arange(count)[:, None], order].cpu().numpy()
+        true = torch.arange(count), split.labels
+        occlusion = torch.zeros(count, 7, 7)
+        for row, column in np.ndindex(7, 7):
+            covered = split.images.clone()
+            covered[:, :, 4 * row : 4 * row + 8, 4 * column : 4 * column + 8] = 127
+            occlusion[:, row, column] = (probabilities[true] - model(covered)[true]).cpu()
+    return {
+        "images": split.images.cpu().numpy(),
+        "labels": split.labels.cpu().numpy(),
+        "probabilities": probabilities.cpu().numpy().round(DECIMALS),
+        "occlusion": occlusion.numpy().round(DECIMALS),
+        **{name: values.round(3) for name, values in maps.items()},
+    }
 
 
 def write_predictions(folder, images, predictions: Predictions, classes):

@@ -25,6 +25,7 @@ import runs
 matplotlib.rcdefaults()  # the same pictures whatever a matplotlibrc says
 matplotlib.rcParams["text.parse_math"] = False  # dollar signs in a name are dollar signs
 
+VANISHED = 0.1  # a kernel's share of its first norm, below which it counts for nothing
 FEW = 10  # the reliability diagram shows no accuracy of fewer images than this
 # Okabe & Ito's colours, told apart by the colour-blind; dashes and markers tell them apart in grey.
 BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
@@ -84,8 +85,9 @@ def draw_run(folder):
     ):
         if (folder / name).exists():
             draw_predictions(folder, name, title)
-    if (folder / runs.FILTERS).exists():
-        draw_filters(folder, metrics)
+    for name, draw in ((runs.FILTERS, draw_filters), (runs.INSIDE, draw_inside)):
+        if (folder / name).exists():
+            draw(folder)
 
 
 def save(figure, path):
@@ -281,23 +283,105 @@ def draw_predictions(folder, name, title):
     save(figure, (folder / name).with_suffix(".png"))
 
 
-def draw_filters(folder, metrics):
-    """filters.png: the kernels of the first convolution as colour pictures, on one scale with grey for 0."""
-    (weights,) = runs.read_arrays(folder / runs.FILTERS, "weights")
-    largest = np.abs(weights).max()
-    tiles = (0.5 + weights / (2 * largest)).repeat(16, axis=2).repeat(16, axis=3)
-    columns = 16
-    tiles = np.pad(tiles, [(0, -len(tiles) % columns), (0, 0), (0, 0), (0, 0)], constant_values=1)
-    figure = Figure(figsize=(8, 0.45 + 8 / columns * len(weights) / columns), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(mosaic(tiles.reshape(-1, columns, *tiles.shape[1:])), interpolation="nearest")
-    axes.axis("off")
-    axes.set_title(
-        f"{run_title(folder)}: the {len(weights)} kernels of the first convolution\n"
-        f"red, green and blue weights from -{largest:.2f} (dark) through 0 (grey) to {largest:.2f} (bright)",
-        fontsize=9,
+def draw_filters(folder):
+    """filters.png: the kernels of the first convolution at the start and at the end, as colour pictures."""
+    start, weights = runs.read_arrays(folder / runs.FILTERS, "start", "weights")
+    norms = {name: np.linalg.norm(each.reshape(len(each), -1), axis=1) for name, each in (("a", start), ("b", weights))}
+    vanished = norms["b"] < VANISHED * norms["a"]
+    columns = 8
+    rows = -(-len(weights) // columns)
+    figure = Figure(figsize=(8, 1.1 + 0.47 * rows), layout="constrained")
+    for axes, kernels, title in zip(figure.subplots(1, 2), (start, weights), ("at the start", "at the end")):
+        largest = np.abs(kernels).max(axis=(1, 2, 3), keepdims=True)
+        tiles = (
+            (0.5 + kernels / (2 * largest))
+            .repeat(48 // kernels.shape[2], axis=2)
+            .repeat(48 // kernels.shape[3], axis=3)
+        )
+        tiles = np.pad(tiles, [(0, -len(tiles) % columns), (0, 0), (0, 0), (0, 0)], constant_values=1)
+        picture = mosaic(tiles.reshape(rows, columns, *tiles.shape[1:]))
+        axes.imshow(picture, interpolation="nearest")
+        if title == "at the end":
+            side = len(picture) / rows
+            for number in np.flatnonzero(vanished):
+                x, y = (number % columns + 0.5) * side, (number // columns + 0.5) * side
+                inside(axes, x, y, "×", va="center", fontsize=20, color="black")
+        axes.set_title(title, fontsize=10)
+        axes.axis("off")
+    change = (
+        "is not trained"
+        if np.array_equal(start, weights)
+        else (
+            f"norm of all: {np.linalg.norm(weights) / np.linalg.norm(start):.2f} of its start; "
+            f"{vanished.sum()} kernels (×) have shrunk below {VANISHED:.0%} of theirs"
+        )
+    )
+    figure.suptitle(
+        f"{run_title(folder)}: the {len(weights)} kernels of the first convolution, each scaled by itself\n{change}",
+        fontsize=10,
     )
     save(figure, (folder / runs.FILTERS).with_suffix(".png"))
+
+
+def draw_inside(folder):
+    """inside.png: what becomes of six test images in the network, a row for each; evaluate.look_inside says what."""
+    names = ("images", "labels", "probabilities", "occlusion", "classes")
+    images, labels, probabilities, occlusion, classes = runs.read_arrays(folder / runs.INSIDE, *names)
+    blocks = runs.read_blocks(folder / runs.INSIDE)
+    cell, gap, caption = 96, 14, 22  # pixels
+    left = [number * (cell + gap) for number in range(len(blocks) + 3)]
+    down = cell + caption
+    picture = np.full((len(images) * down, left[-1] + 2 * cell, 3), 1.0)
+    figure = Figure(figsize=(9, 9 * picture.shape[0] / picture.shape[1] + 0.6), layout="constrained")
+    axes = figure.subplots()
+    axes.axis("off")
+
+    def put(values, row, column):
+        """A picture [height, width] or [height, width, 3], of 0 to 1, enlarged to a cell."""
+        values = np.broadcast_to(values[..., None] if values.ndim == 2 else values, (*values.shape[:2], 3))
+        index = np.arange(cell) * len(values) // cell
+        top = row * down + caption
+        picture[top : top + cell, left[column] : left[column] + cell] = values[index][:, index]
+
+    for row, image in enumerate(images):
+        put(image.transpose(1, 2, 0) / 255, row, 0)
+        predicted = probabilities[row].argmax()
+        verdict = "right" if predicted == labels[row] else "wrong"
+        inside(
+            axes,
+            left[0] + cell / 2,
+            row * down + caption - 2,
+            f"{classes[labels[row]]}: {verdict}",
+            va="bottom",
+            fontsize=9,
+        )
+        for column, maps in enumerate(blocks, 1):
+            low, high = (edge(maps[row], axis=(1, 2), keepdims=True) for edge in (np.min, np.max))
+            scaled = np.pad(
+                (maps[row] - low) / np.maximum(high - low, 1e-9), [(0, 0), (0, 1), (0, 1)], constant_values=1
+            )
+            put(np.block([[scaled[0], scaled[1]], [scaled[2], scaled[3]]]), row, column)
+        largest = max(np.abs(occlusion[row]).max(), 0.01)
+        put(matplotlib.colormaps["PuOr"](0.5 - occlusion[row] / (2 * largest))[..., :3], row, len(blocks) + 1)
+        place = left[-2] + cell / 2, row * down + caption - 2
+        inside(axes, *place, f"{-occlusion[row].max():+.0%} to {-occlusion[row].min():+.0%}", va="bottom", fontsize=9)
+        top, height = row * down + caption, cell / len(classes)
+        centres = top + height * (np.arange(len(classes)) + 0.5)
+        colours = [ORANGE if number == labels[row] else "0.6" for number in range(len(classes))]
+        start = left[-1] + 0.75 * cell
+        axes.barh(centres, probabilities[row] * 1.2 * cell, 0.8 * height, start, color=colours)
+        for centre, label in zip(centres, classes):
+            axes.text(start - 4, centre, label, ha="right", va="center", fontsize=6.5).set_in_layout(False)
+    axes.imshow(picture, interpolation="nearest")
+    titles = ["image", *(f"block {number}" for number in range(1, len(blocks) + 1)), "occlusion", "probabilities"]
+    for title, x in zip(titles, left):
+        shift = cell if title == "probabilities" else cell / 2
+        inside(axes, x + shift, -4, title, va="bottom", fontsize=10, weight="bold")
+    axes.set_ylim(len(picture), -30)
+    figure.suptitle(
+        f"{run_title(folder)}: the first three test images that are recognised, and the first three that aren't"
+    )
+    save(figure, (folder / runs.INSIDE).with_suffix(".png"))
 
 
 def mosaic(tiles):

@@ -33,7 +33,8 @@ CALIBRATION = "calibration.png"
 MISTAKES = "mistakes.npz"  # this and the following hold what the picture of the same name shows
 RANDOM = "random_predictions.npz"
 FILTERS = "filters.npz"
-SHOWN = (MISTAKES, RANDOM, FILTERS)
+INSIDE = "inside.npz"
+SHOWN = (MISTAKES, RANDOM, FILTERS, INSIDE)
 # The files of the folder that holds the runs.
 EXAMPLES = "plot_dataset_example.npz"
 COMPARISON = "comparison.csv"
@@ -213,6 +214,15 @@ def read_arrays(path, *names):
         if isinstance(error, OSError):
             raise
         raise ResultsError(f"{path} is damaged") from error
+
+
+def read_blocks(path):
+    """The arrays block_1, block_2, ... of an .npz file, as a list."""
+    blocks = []
+    with contextlib.suppress(ResultsError):
+        while True:
+            blocks += read_arrays(path, f"block_{len(blocks) + 1}")
+    return blocks
 
 
 def metric_rows(metrics):

@@ -123,10 +123,31 @@ def test_mistakes_are_the_most_confident_wrong_predictions(finished_run):
     assert (folder / "mistakes.png").exists()
 
 
+def test_inside_shows_the_first_right_and_wrong_predictions(finished_run):
+    folder, _ = finished_run("cnn2")
+    inside, saved = np.load(folder / "inside.npz"), np.load(folder / "predictions_test.npz")
+    index, labels = inside["index"], saved["labels"]
+    right = saved["probabilities"].argmax(axis=1) == labels
+    assert index.tolist() == [*np.flatnonzero(right)[:3], *np.flatnonzero(~right)[:3]]
+    assert np.allclose(inside["probabilities"], saved["probabilities"][index], atol=1e-4)
+    assert inside["block_1"].shape == (6, 4, 16, 16) and inside["block_2"].shape == (6, 4, 8, 8)
+    images = data.load_splits("digits", "", ["test"])["test"].images[index]
+    assert np.array_equal(inside["images"], images)
+    model, _ = models.load_model(folder / "best.pt")
+    images[:, :, 8:16, 4:12] = 127
+    with torch.no_grad():
+        covered = model(images)[torch.arange(6), labels[index]].numpy()
+    assert np.allclose(inside["occlusion"][:, 2, 1], saved["probabilities"][index, labels[index]] - covered, atol=1e-4)
+    assert (folder / "inside.png").exists()
+
+
 def test_filters_are_the_kernels_of_the_first_convolution(finished_run):
     folder, _ = finished_run("cnn2")
     weights = runs.load_checkpoint(folder / "best.pt")["weights"]["layers.0.weight"]
-    assert np.array_equal(np.load(folder / "filters.npz")["weights"], weights)
+    saved = np.load(folder / "filters.npz")
+    assert np.array_equal(saved["weights"], weights)
+    torch.manual_seed(0)
+    assert np.array_equal(saved["start"], models.build("cnn2").layers[0].weight.detach()), "what the seed made of them"
     assert (folder / "filters.png").exists()
     assert not list(finished_run("dense")[0].glob("filters.*")), "it has no convolution"
 

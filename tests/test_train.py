@@ -33,7 +33,7 @@ FILES = {
     "random_predictions.png",
     *(f"{kind}_{split}.png" for kind in ("confusion_matrix", "metrics") for split in ("train", "validation", "test")),
 }
-FILTERS = {"filters.npz", "filters.png"}  # of networks with convolutions
+FILTERS = {"filters.npz", "filters.png", "inside.npz", "inside.png"}  # of networks with convolutions
 
 
 def history_without_seconds(folder):
