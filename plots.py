@@ -25,6 +25,7 @@ import runs
 matplotlib.rcdefaults()  # the same pictures whatever a matplotlibrc says
 matplotlib.rcParams["text.parse_math"] = False  # dollar signs in a name are dollar signs
 
+SOFTMAX_TWICE_FLOOR = np.log(1 + 9 / np.e)  # the cross-entropy of a perfect prediction among ten classes
 VANISHED = 0.1  # a kernel's share of its first norm, below which it counts for nothing
 FEW = 10  # the reliability diagram shows no accuracy of fewer images than this
 # Okabe & Ito's colours, told apart by the colour-blind; dashes and markers tell them apart in grey.
@@ -57,6 +58,7 @@ def main(argv=None):
         (runs.COMPARISON, draw_comparison),
         (runs.CALIBRATIONS, draw_calibrations),
         (runs.RECALL, draw_recall),
+        (runs.CURVES, draw_curves),
         (runs.ROBUSTNESS, draw_robustness),
         (runs.CHANGED, draw_changed),
         (runs.SEEDS, draw_seeds),
@@ -436,6 +438,48 @@ def draw_comparison(out_dir):
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     save(figure, (Path(out_dir) / runs.COMPARISON).with_suffix(".png"))
+
+
+def draw_curves(out_dir):
+    """curves.png: validation loss and accuracy of all runs by epoch, on common axes."""
+    curves = {}
+    for row in runs.read_rows(Path(out_dir) / runs.CURVES, "curve", "epoch", "validation_loss", "validation_accuracy"):
+        values = [float(row[name]) for name in ("epoch", "validation_loss", "validation_accuracy")]
+        curves.setdefault(row["curve"], []).append(values)
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    styles = {"softmax twice": ("--", "0.45"), "softmax twice, its own loss": (":", "0.45")}
+    networks = itertools.cycle((line[0], colour) for line, colour in LINE_STYLES[::-1])
+    for name, values in curves.items():
+        epochs, losses, accuracies = np.array(values).T
+        if name in styles:
+            line, colour = styles[name]
+            marker = {}
+        else:
+            (symbol, colour), line = next(networks), "-"
+            marker = {"marker": symbol, "markevery": max(1, len(epochs) // 8), "markersize": 5}
+        left.plot(epochs, losses, line, color=colour, label=name, linewidth=1.4, **marker)
+        if not name.endswith("own loss"):  # whose accuracy is the other's
+            right.plot(epochs, accuracies, line, color=colour, linewidth=1.4, **marker)
+    left.axhline(SOFTMAX_TWICE_FLOOR, color="0.7", linewidth=1)
+    left.annotate(
+        f"floor of the loss with softmax twice: {SOFTMAX_TWICE_FLOOR:.2f}",
+        (0.98, SOFTMAX_TWICE_FLOOR),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, -3),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        fontsize=8,
+        color="0.3",
+    )
+    left.set(xlabel="epoch", ylabel="validation loss", ylim=(0, None))
+    right.set(xlabel="epoch", ylabel="validation accuracy")
+    right.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=4, fontsize="small", frameon=False)
+    save(figure, (Path(out_dir) / runs.CURVES).with_suffix(".png"))
 
 
 def draw_recall(out_dir):

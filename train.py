@@ -85,11 +85,12 @@ def prepare(network, dataset, data_dir, recipe, device):
     return model, {name: split.to(device) for name, split in splits.items()}
 
 
-def train(model, splits, recipe: Recipe, folder, about, saved=None):
+def train(model, splits, recipe: Recipe, folder, about, saved=None, observe=None):
     """Train a network until its recipe's end; after each epoch the run folder is up to date. Raises NotFinite.
 
     `about` is what the checkpoints say besides: "model", "dataset" and "environment" (command.describe_environment).
-    `saved` is the checkpoint to go on from. Returns the history: a dict for every epoch, the rows of history.csv.
+    `saved` is the checkpoint to go on from; observe(model, epoch) is called after each epoch. Returns the history: a
+    dict for every epoch, the rows of history.csv.
     """
     environment = about["environment"]
     device = splits["train"].labels.device
@@ -127,6 +128,8 @@ def train(model, splits, recipe: Recipe, folder, about, saved=None):
         }
         history.append(row)
         save_epoch(folder, model, optimizer, history, recipe, about)
+        if observe:
+            observe(model, epoch)
         report(row, recipe.epochs, images_per_second, is_best=best_epoch(history) == epoch)
     return history
 

@@ -23,11 +23,12 @@ def make_parser(description, folder):
     return parser
 
 
-def train_or_resume(folder, name, recipe: Recipe, arguments, network=None):
+def train_or_resume(folder, name, recipe: Recipe, arguments, network=None, observe=None):
     """Train a network in a run folder by train.py's own code, or go on where a stopped run was; returns its history.
 
     `name` is what the checkpoints call it; `network` its class, where models.MODELS[name] isn't meant. `arguments` are
-    those of make_parser. The test split isn't read. Raises UsageError where the folder holds a run of another recipe.
+    those of make_parser; `observe` is train.train's. The test split isn't read. Raises UsageError where the folder
+    holds a run of another recipe.
     """
     device = command.choose_device(arguments.device)
     with runs.claim_folder(folder):
@@ -44,7 +45,7 @@ def train_or_resume(folder, name, recipe: Recipe, arguments, network=None):
         model, splits = train.prepare(network or name, arguments.dataset, arguments.data_dir, recipe, device)
         environment = command.describe_environment(device, started=saved["environment"] if saved else None)
         about = {"model": name, "dataset": arguments.dataset, "environment": environment}
-        return train.train(model, splits, recipe, folder, about, saved)
+        return train.train(model, splits, recipe, folder, about, saved, observe)
 
 
 def evaluate_run(folder, arguments):

@@ -7,14 +7,18 @@ Usage:
 PyTorch's cross_entropy applies a (log-)softmax itself. Given probabilities, it applies another one to numbers between 0
 and 1, and even a perfect prediction keeps a loss of log(1 + 9 / e) = 1.46. All else is train.py's: recipe, seed,
 batches, the epoch chosen by validation accuracy. Both losses in history.csv are those that the mistake shows;
-metrics.json is of the network that comes of it, a plain cnn2, computed rightly.
+true_loss.csv has the validation loss of the network that comes of it, a plain cnn2, after each epoch, and metrics.json
+is of that network too.
 """
 
 import command
 
 import sys
 
+import data
+import evaluate
 import models
+import runs
 from experiments import evaluate_run, make_parser, train_or_resume
 from recipe import LIMITS, Recipe
 
@@ -30,7 +34,19 @@ def main(argv=None):
     parser = make_parser("Train cnn2 with softmax applied twice.", "outs/softmax_twice")
     parser.add_argument("--epochs", type=command.number(*LIMITS["epochs"]), default=Recipe.epochs)
     arguments = parser.parse_args(argv)
-    train_or_resume(arguments.folder, "cnn2", Recipe(epochs=arguments.epochs), arguments, network=SoftmaxTwice)
+    validation = data.load_splits(arguments.dataset, arguments.data_dir, ["validation"])["validation"]
+
+    def note_true_loss(model, epoch):
+        network = models.build("cnn2")
+        network.load_state_dict(model.state_dict())
+        loss, _ = evaluate.mean_loss_and_accuracy(evaluate.infer(network, validation))
+        path = arguments.folder / runs.TRUE_LOSS
+        former = runs.read_rows(path) if epoch > 1 else []
+        rows = [row for row in former if int(row["epoch"]) < epoch] + [{"epoch": epoch, "validation_loss": loss}]
+        runs.write_atomically(path, runs.csv_bytes(rows))
+
+    recipe = Recipe(epochs=arguments.epochs)
+    train_or_resume(arguments.folder, "cnn2", recipe, arguments, SoftmaxTwice, observe=note_true_loss)
     evaluate_run(arguments.folder, arguments)
 
 

@@ -12,7 +12,7 @@ import evaluate
 import models
 import runs
 import train
-from experiments import ablation, dataset_example, seeds, softmax_twice, throughput
+from experiments import ablation, curves, dataset_example, seeds, softmax_twice, throughput
 
 DIGITS = ["--dataset", "digits", "--folder", "folder"]
 
@@ -27,6 +27,8 @@ def test_softmax_twice_trains_on_probabilities_and_is_measured_as_the_network_it
     assert type(model) is models.CNN2
     test = evaluate.infer(model, data.load_splits("digits", "", ["test"])["test"])
     metrics = json.loads((tmp_path / "folder/metrics.json").read_text())
+    (row,) = runs.read_rows("folder/true_loss.csv")
+    assert float(row["validation_loss"]) == pytest.approx(metrics["validation"]["loss"], abs=1e-6)
     assert metrics["test"]["loss"] == pytest.approx(evaluate.mean_loss_and_accuracy(test)[0], abs=1e-6)
     with np.load("folder/predictions_test.npz") as saved:
         assert np.array_equal(saved["probabilities"], test.probabilities())
@@ -43,6 +45,24 @@ def test_an_experiment_goes_on_where_it_was_stopped(call, tmp_path, monkeypatch,
     assert code == 0 and "epoch 2/2" in out and "epoch 1/2" not in out, err
     code, out, err = call(softmax_twice.main, *DIGITS, "--epochs", "3")
     assert code == 2 and "another recipe" in err and len(err.splitlines()) == 1
+
+
+def test_curves_are_those_of_the_histories(call, tmp_path, few_digits):
+    options = ["--dataset", "digits", "--epochs", "2", "--out-dir", "."]
+    for model in ("dense", "cnn1"):
+        assert call(train.main, "--model", model, *options)[0] == 0
+    assert call(evaluate.main, "dense/best.pt", "cnn1/best.pt")[0] == 0
+    assert call(softmax_twice.main, "--dataset", "digits", "--folder", "twice", "--epochs", "2")[0] == 0
+    code, out, err = call(curves.main, "--folder", ".", "--twice", "twice")
+    assert code == 0, err
+    losses = {}
+    for row in runs.read_rows("curves.csv"):
+        losses.setdefault(row["curve"], []).append(float(row["validation_loss"]))
+    for curve, folder in (("dense", "dense"), ("cnn1", "cnn1"), ("softmax twice, its own loss", "twice")):
+        assert losses[curve] == runs.read_history(folder)["validation_loss"].tolist()
+    true = [float(row["validation_loss"]) for row in runs.read_rows("twice/true_loss.csv")]
+    assert losses["softmax twice"] == true and true != losses["softmax twice, its own loss"]
+    assert (tmp_path / "curves.png").exists()
 
 
 def test_each_row_of_the_ablation_leaves_out_what_it_says():

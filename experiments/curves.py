@@ -1,0 +1,45 @@
+"""How do all networks learn, side by side?
+
+Usage:
+
+    python -m experiments.curves
+
+Gathers the validation loss and accuracy of every epoch of the runs in outs/exercise_04, and of cnn2 with softmax
+applied twice, into curves.csv there, and draws curves.png. That run's loss is the true cross-entropy (true_loss.csv),
+and beside it the one that it was trained on.
+"""
+
+import command
+
+import sys
+from pathlib import Path
+
+import plots
+import runs
+
+
+def main(argv=None):
+    parser = command.Parser(description="Draw the learning curves of all networks.")
+    parser.add_argument("--folder", type=Path, default=runs.DEFAULT_OUT_DIR["cifar10"], help="(default: %(default)s)")
+    parser.add_argument("--twice", type=Path, default=Path("outs/softmax_twice"), help="(default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    rows = []
+    for row in runs.read_rows(arguments.folder / runs.COMPARISON, "model"):
+        rows += rows_of(row["model"], runs.read_history(arguments.folder / row["model"]))
+    twice = runs.read_history(arguments.twice)
+    true = [
+        float(row["validation_loss"]) for row in runs.read_rows(arguments.twice / runs.TRUE_LOSS, "validation_loss")
+    ]
+    rows += rows_of("softmax twice", twice | {"validation_loss": true})
+    rows += rows_of("softmax twice, its own loss", twice)
+    runs.write_atomically(arguments.folder / runs.CURVES, runs.csv_bytes(rows))
+    plots.draw_curves(arguments.folder)
+
+
+def rows_of(name, history):
+    columns = ("epoch", "validation_loss", "validation_accuracy")
+    return [{"curve": name, **dict(zip(columns, values))} for values in zip(*(history[column] for column in columns))]
+
+
+if __name__ == "__main__":
+    sys.exit(command.run_command(main))
