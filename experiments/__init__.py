@@ -7,11 +7,14 @@ import command
 
 import dataclasses
 from pathlib import Path
+from typing import NamedTuple
 
+import data
 import evaluate
+import models
 import runs
 import train
-from recipe import Recipe
+from recipe import LIMITS, Recipe
 
 
 def make_parser(description, folder):
@@ -23,7 +26,7 @@ def make_parser(description, folder):
     return parser
 
 
-def train_or_resume(folder, name, recipe: Recipe, arguments, network=None, observe=None):
+def train_or_resume(folder, name, recipe: Recipe, arguments, network=None, precision="auto", observe=None):
     """Train a network in a run folder by train.py's own code, or go on where a stopped run was; returns its history.
 
     `name` is what the checkpoints call it; `network` its class, where models.MODELS[name] isn't meant. `arguments` are
@@ -43,7 +46,8 @@ def train_or_resume(folder, name, recipe: Recipe, arguments, network=None, obser
         if saved and train.has_ended(saved["history"], recipe):
             return saved["history"]
         model, splits = train.prepare(network or name, arguments.dataset, arguments.data_dir, recipe, device)
-        environment = command.describe_environment(device, started=saved["environment"] if saved else None)
+        started = saved["environment"] if saved else None
+        environment = command.describe_environment(device, precision, started=started)
         about = {"model": name, "dataset": arguments.dataset, "environment": environment}
         return train.train(model, splits, recipe, folder, about, saved, observe)
 
@@ -52,3 +56,64 @@ def evaluate_run(folder, arguments):
     """Evaluate the best epoch of a finished run on all three splits, as train.py does at its end."""
     with runs.claim_folder(folder):
         evaluate.evaluate_checkpoint(folder / runs.BEST, arguments.data_dir, command.choose_device(arguments.device))
+
+
+class Row(NamedTuple):
+    """A way of training that is compared with others: the network's name, the recipe, the network's class where that
+    isn't the name's own, and the precision."""
+
+    name: str
+    recipe: Recipe
+    network: type | None = None
+    precision: str = "auto"
+
+
+def compare_rows(argv, description, folder, rows, epochs):
+    """The command of an experiment that trains each of the `rows`, a dict by name, with several seeds, and writes
+    FOLDER/ROW/SEED/ and FOLDER/FOLDER.csv, the summary of all runs that are there.
+
+    Judged on the validation split; the test split is never read. A run that was stopped goes on where it was.
+    """
+    parser = make_parser(description, folder)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"(default: all of {' '.join(rows)})")
+    parser.add_argument("--seeds", type=command.number(int, 1, 100), default=3, help="how many (default: %(default)s)")
+    parser.add_argument(
+        "--epochs", type=command.number(*LIMITS["epochs"]), default=epochs, help="(default: %(default)s)"
+    )
+    arguments = parser.parse_args(argv)
+    if unknown := set(arguments.rows) - rows.keys():
+        raise command.UsageError(f"no such row: {', '.join(unknown)}")
+    for seed in range(arguments.seeds):
+        for name in arguments.rows or rows:
+            row, place = rows[name], arguments.folder / name / str(seed)
+            recipe = dataclasses.replace(row.recipe, epochs=arguments.epochs, seed=seed)
+            if not is_trained(place, arguments.epochs):
+                train_or_resume(place, row.name, recipe, arguments, row.network, row.precision)
+    lines = summary(arguments.folder, rows)
+    runs.write_atomically(arguments.folder / f"{Path(folder).name}.csv", runs.csv_bytes(lines))
+
+
+def is_trained(folder, epochs):
+    """Whether the folder holds a whole run, of which a clone has history.csv only."""
+    return (folder / runs.HISTORY).exists() and len(runs.read_history(folder)["epoch"]) == epochs
+
+
+def summary(folder, rows):
+    """A line for each row and seed that is there, as dicts."""
+    lines, images = [], data.TOTAL - data.VALIDATION - data.TEST
+    for name, row in rows.items():
+        operations = 6 * models.multiply_adds(models.build(row.network or row.name))  # an image's, there and back
+        for path in sorted(folder.glob(f"{name}/*/{runs.HISTORY}"), key=lambda path: int(path.parent.name)):
+            history = runs.read_history(path.parent)
+            epochs = len(history["epoch"])
+            lines.append(
+                {
+                    "row": name,
+                    "seed": int(path.parent.name),
+                    "epochs": epochs,
+                    "validation_accuracy": history["validation_accuracy"].max(),
+                    "pflop": round(operations * images * epochs / 1e15, 3),
+                    "minutes": round(history["seconds"].sum() / 60, 1),
+                }
+            )
+    return lines

@@ -4,10 +4,7 @@ Usage:
 
     python -m experiments.ablation [ROW...] [--seeds N] [--epochs N]
 
-Each row leaves out one part and keeps the others; `all` keeps all. A third of the recipe's epochs is enough to rank
-them. Every row is trained with the seeds 0 to N - 1, into outs/ablation/ROW/SEED/; a run that was stopped goes on where
-it was. Then outs/ablation/ablation.csv is made of all runs that are there. Judged on the validation split; the test
-split is never read.
+Each row leaves out one part and keeps the others; `all` keeps all, for a third of the recipe's epochs.
 """
 
 import command
@@ -17,12 +14,10 @@ import sys
 
 from torch import nn
 
-import data
 import models
-import runs
 import train
-from experiments import make_parser, train_or_resume
-from recipe import LIMITS, Recipe, given_settings
+from experiments import Row, compare_rows
+from recipe import Recipe, given_settings
 
 # The command that makes outs/exercise_04/vgg_improved.
 COMMAND = (
@@ -52,66 +47,24 @@ class Undirected(models.FastVGG):
                 layer.reset_parameters()
 
 
-ROWS = {  # the network, its class where that isn't the network's own, and what its recipe has instead
-    "all": ("vgg_fast", None, {}),
-    "network": ("vgg", None, {}),
-    "whitening": ("vgg_fast", Unwhitened, {}),
-    "identities": ("vgg_fast", Undirected, {}),
-    "bias_rate": ("vgg_fast", None, {"bias_rate": 1.0}),
-    "augment": ("vgg_fast", None, {"augment": False}),
-    "label_smoothing": ("vgg_fast", None, {"label_smoothing": 0.0}),
-    "schedule": ("vgg_fast", None, {"schedule": "constant", "learning_rate": 0.1}),
-    "optimizer": ("vgg_fast", None, {"optimizer": "adamw", "learning_rate": 5e-3, "weight_decay": 0.1}),
+IMPROVED = Recipe(**given_settings(train.parse_arguments(COMMAND.split())))
+ROWS = {
+    "all": Row("vgg_fast", IMPROVED),
+    "network": Row("vgg", IMPROVED),
+    "whitening": Row("vgg_fast", IMPROVED, Unwhitened),
+    "identities": Row("vgg_fast", IMPROVED, Undirected),
+    "bias_rate": Row("vgg_fast", dataclasses.replace(IMPROVED, bias_rate=1.0)),
+    "augment": Row("vgg_fast", dataclasses.replace(IMPROVED, augment=False)),
+    "label_smoothing": Row("vgg_fast", dataclasses.replace(IMPROVED, label_smoothing=0.0)),
+    "schedule": Row("vgg_fast", dataclasses.replace(IMPROVED, schedule="constant", learning_rate=0.1)),
+    "optimizer": Row(
+        "vgg_fast", dataclasses.replace(IMPROVED, optimizer="adamw", learning_rate=5e-3, weight_decay=0.1)
+    ),
 }
 
 
 def main(argv=None):
-    parser = make_parser("Train the improved recipe without one of its parts.", "outs/ablation")
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"(default: all of {' '.join(ROWS)})")
-    parser.add_argument("--seeds", type=command.number(int, 1, 100), default=3, help="how many (default: %(default)s)")
-    parser.add_argument("--epochs", type=command.number(*LIMITS["epochs"]), default=8, help="(default: %(default)s)")
-    arguments = parser.parse_args(argv)
-    if unknown := set(arguments.rows) - ROWS.keys():
-        raise command.UsageError(f"no such row: {', '.join(unknown)}")
-    for seed in range(arguments.seeds):
-        for row in arguments.rows or ROWS:
-            name, network, changes = ROWS[row]
-            folder = arguments.folder / row / str(seed)
-            recipe = dataclasses.replace(improved_recipe(), epochs=arguments.epochs, seed=seed, **changes)
-            if not is_trained(folder, arguments.epochs):
-                train_or_resume(folder, name, recipe, arguments, network)
-    rows = summary(arguments.folder)
-    runs.write_atomically(arguments.folder / "ablation.csv", runs.csv_bytes(rows))
-
-
-def improved_recipe():
-    return Recipe(**given_settings(train.parse_arguments(COMMAND.split())))
-
-
-def is_trained(folder, epochs):
-    """Whether the folder holds a whole run, of which a clone has history.csv only."""
-    return (folder / runs.HISTORY).exists() and len(runs.read_history(folder)["epoch"]) == epochs
-
-
-def summary(folder):
-    """A row for each row and seed that is there, as dicts."""
-    rows, images = [], data.TOTAL - data.VALIDATION - data.TEST
-    for row, (name, network, _) in ROWS.items():
-        operations = 6 * models.multiply_adds(models.build(network or name))  # an image's, forward and backward
-        for path in sorted(folder.glob(f"{row}/*/{runs.HISTORY}"), key=lambda path: int(path.parent.name)):
-            history = runs.read_history(path.parent)
-            epochs = len(history["epoch"])
-            rows.append(
-                {
-                    "row": row,
-                    "seed": int(path.parent.name),
-                    "epochs": epochs,
-                    "validation_accuracy": history["validation_accuracy"].max(),
-                    "pflop": round(operations * images * epochs / 1e15, 3),
-                    "minutes": round(history["seconds"].sum() / 60, 1),
-                }
-            )
-    return rows
+    compare_rows(argv, "Train the improved recipe without one of its parts.", "outs/ablation", ROWS, epochs=8)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,30 @@
 import command
 
+import dataclasses
 import json
 import math
 import sys
 
 import numpy as np
 import pytest
+import torch
 
 import data
 import evaluate
 import models
 import runs
 import train
-from experiments import ablation, curves, dataset_example, seeds, softmax_twice, throughput
+from experiments import (
+    ablation,
+    curves,
+    dataset_example,
+    learning_rates,
+    precision,
+    seeds,
+    softmax_twice,
+    throughput,
+    vgg_apart,
+)
 
 DIGITS = ["--dataset", "digits", "--folder", "folder"]
 
@@ -66,14 +78,35 @@ def test_curves_are_those_of_the_histories(call, tmp_path, few_digits):
 
 
 def test_each_row_of_the_ablation_leaves_out_what_it_says():
-    improved = ablation.improved_recipe()
-    for row, (name, network, changes) in ablation.ROWS.items():
-        assert row == "all" or name != "vgg_fast" or network or changes
-        assert all(getattr(improved, setting) != value for setting, value in changes.items()), row
+    settings = dataclasses.asdict(ablation.IMPROVED)
+    for name, row in ablation.ROWS.items():
+        changed = {setting for setting, value in dataclasses.asdict(row.recipe).items() if value != settings[setting]}
+        assert bool(changed) + (row.network is not None) + (row.name != "vgg_fast") == (name != "all")
+        assert name in changed or not changed
     whitened, trained = models.build("vgg_fast"), models.build(ablation.Unwhitened)
     assert trained.layers[0].weight.requires_grad and not whitened.layers[0].weight.requires_grad
     kernel = models.build(ablation.Undirected).layers[2].weight[0, 0]
     assert kernel[1, 1] != 1 and models.build("vgg_fast").layers[2].weight[0, 0, 1, 1] == 1
+
+
+def test_the_last_step_from_cnn2_is_vgg():
+    networks = []
+    for network in ("vgg", vgg_apart.Step):
+        torch.manual_seed(0)
+        networks.append(models.build(network).eval())
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(networks[0](images), networks[1](images))
+    sizes = [models.multiply_adds(models.build(row.network or row.name)) for row in vgg_apart.ROWS.values()]
+    assert sizes == sorted(sizes) and len({type(network) for network in networks}) == 2
+
+
+def test_precision_and_learning_rate_are_those_of_the_row(call, few_digits):
+    for experiment, row in ((precision, "fp32"), (precision, "bf16"), (learning_rates, "dense_1e-3")):
+        assert call(experiment.main, row, *DIGITS, "--epochs", "1", "--seeds", "1")[0] == 0
+    saved = {row: runs.load_checkpoint(f"folder/{row}/0/last.pt") for row in ("fp32", "bf16", "dense_1e-3")}
+    assert [saved[row]["environment"]["precision"] for row in ("fp32", "bf16")] == ["fp32", "bf16"]
+    assert saved["dense_1e-3"]["settings"]["learning_rate"] == 1e-3 and saved["dense_1e-3"]["model"] == "dense"
+    assert [row["row"] for row in runs.read_rows("folder/precision.csv")] == ["bf16", "fp32"]
 
 
 def test_ablation_trains_a_row_without_the_test_split(call, tmp_path, few_digits, monkeypatch):

@@ -1,0 +1,29 @@
+"""Does the exercise's learning rate treat dense and cnn2 alike?
+
+Usage:
+
+    python -m experiments.learning_rates [ROW...] [--seeds N]
+
+Both networks by the exercise's recipe, for 20 epochs, with its rate of 1e-4 and with higher ones.
+"""
+
+import command
+
+import sys
+
+from experiments import Row, compare_rows
+from recipe import Recipe
+
+ROWS = {
+    f"{name}_{rate}": Row(name, Recipe(learning_rate=float(rate)))
+    for name in ("dense", "cnn2")
+    for rate in ("1e-4", "3e-4", "1e-3")
+}
+
+
+def main(argv=None):
+    compare_rows(argv, "Train dense and cnn2 with several learning rates.", "outs/learning_rates", ROWS, epochs=20)
+
+
+if __name__ == "__main__":
+    sys.exit(command.run_command(main))

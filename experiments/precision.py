@@ -1,0 +1,25 @@
+"""Does the arithmetic of the training cost accuracy?
+
+Usage:
+
+    python -m experiments.precision [ROW...] [--seeds N]
+
+cnn2 by the exercise's recipe, for 20 epochs, in bf16 and in fp32.
+"""
+
+import command
+
+import sys
+
+from experiments import Row, compare_rows
+from recipe import Recipe
+
+ROWS = {precision: Row("cnn2", Recipe(), precision=precision) for precision in ("bf16", "fp32")}
+
+
+def main(argv=None):
+    compare_rows(argv, "Train cnn2 in bf16 and in fp32.", "outs/precision", ROWS, epochs=20)
+
+
+if __name__ == "__main__":
+    sys.exit(command.run_command(main))

@@ -1,0 +1,73 @@
+"""Which of its differences from cnn2 make vgg better?
+
+Usage:
+
+    python -m experiments.vgg_apart [ROW...] [--seeds N]
+
+From cnn2 to vgg in steps, each adding one thing to the one before; all by the exercise's recipe, for 20 epochs.
+"""
+
+import command
+
+import sys
+
+from torch import nn
+
+import models
+from experiments import Row, compare_rows
+from recipe import Recipe
+
+
+class Step(models.Network):
+    """vgg with fewer of its parts: `blocks` of `convolutions` each, with or without batch normalisation and dropout."""
+
+    blocks, convolutions, normalised, dropout = (64, 128, 256), 2, True, 0.5
+
+    def __init__(self):
+        super().__init__()
+        layers, channels, side = [], 3, 32
+        for width in self.blocks:
+            for _ in range(self.convolutions):
+                layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=not self.normalised))
+                layers += [nn.BatchNorm2d(width), nn.ReLU()] if self.normalised else [nn.ReLU()]
+                channels = width
+            layers.append(nn.MaxPool2d(2))
+            side //= 2
+        layers += [models.Flatten(), nn.Linear(channels * side * side, 256), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Dropout(self.dropout), nn.Linear(256, 10))
+
+
+class Wider(Step):
+    """cnn2 with vgg's numbers of filters and units."""
+
+    blocks, convolutions, normalised, dropout = (64, 128), 1, False, 0.0
+
+
+class ThirdBlock(Step):
+    convolutions, normalised, dropout = 1, False, 0.0
+
+
+class TwoConvolutions(Step):
+    normalised, dropout = False, 0.0
+
+
+class Normalised(Step):
+    dropout = 0.0
+
+
+ROWS = {
+    "cnn2": Row("cnn2", Recipe()),
+    "wider": Row("vgg", Recipe(), Wider),
+    "third_block": Row("vgg", Recipe(), ThirdBlock),
+    "two_convolutions": Row("vgg", Recipe(), TwoConvolutions),
+    "batch_normalisation": Row("vgg", Recipe(), Normalised),
+    "dropout": Row("vgg", Recipe()),
+}
+
+
+def main(argv=None):
+    compare_rows(argv, "Train the steps from cnn2 to vgg.", "outs/vgg_apart", ROWS, epochs=20)
+
+
+if __name__ == "__main__":
+    sys.exit(command.run_command(main))
