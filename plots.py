@@ -62,6 +62,7 @@ def main(argv=None):
         (runs.ROBUSTNESS, draw_robustness),
         (runs.CHANGED, draw_changed),
         (runs.SEEDS, draw_seeds),
+        (runs.EFFECTS, draw_effects),
     ):
         for path in sorted(folder.rglob(name)):
             draw(path.parent)
@@ -585,6 +586,35 @@ def draw_changed(out_dir):
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     save(figure, (Path(out_dir) / runs.CHANGED).with_suffix(".png"))
+
+
+def draw_effects(out_dir):
+    """effects.png: how the validation accuracy of an experiment's rows differs from another's, with intervals."""
+    names = ("difference", "low", "high")
+    rows = runs.read_rows(Path(out_dir) / runs.EFFECTS, "row", "against", "seeds", *names)
+    difference, low, high = (np.array([100 * float(row[name]) for row in rows]) for name in names)
+    positions = np.arange(len(rows))
+    figure = Figure(figsize=(8, 1 + 0.4 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color="black", linewidth=1)
+    chance = (low < 0) & (high > 0)
+    for title, chosen, colour, fill in (
+        ("beyond chance", ~chance, BLUE, "full"),
+        ("within it", chance, "0.45", "none"),
+    ):
+        margins = [(difference - low)[chosen], (high - difference)[chosen]]
+        style = {"fmt": "o", "color": colour, "fillstyle": fill, "capsize": 3, "label": title}
+        axes.errorbar(difference[chosen], positions[chosen], xerr=margins, **style)
+    against = {row["against"] for row in rows}
+    only = against.pop() if len(against) == 1 else None
+    labels = [row["row"] if only else f"{row['against']} → {row['row']}" for row in rows]
+    axes.set_yticks(positions, [label.replace("_", " ") for label in labels])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    than = f"less that of '{only}'" if only else "less that of the row before"
+    axes.set(xlabel=f"validation accuracy {than}, in percentage points, 95% interval over seeds")
+    axes.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    save(figure, (Path(out_dir) / runs.EFFECTS).with_suffix(".png"))
 
 
 def draw_seeds(out_dir):

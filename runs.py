@@ -45,6 +45,9 @@ CURVES = "curves.csv"
 ROBUSTNESS = "robustness.csv"
 CHANGED = "robustness_examples.npz"
 SEEDS = "seeds.csv"
+# The files of a comparison of rows with several seeds.
+RUNS = "runs.csv"
+EFFECTS = "effects.csv"
 
 SPLITS = ("train", "validation", "test")
 METRIC_KEYS = {

@@ -9,9 +9,13 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from scipy.stats import t
+
 import data
 import evaluate
 import models
+import plots
 import runs
 import train
 from recipe import LIMITS, Recipe
@@ -68,11 +72,12 @@ class Row(NamedTuple):
     precision: str = "auto"
 
 
-def compare_rows(argv, description, folder, rows, epochs):
-    """The command of an experiment that trains each of the `rows`, a dict by name, with several seeds, and writes
-    FOLDER/ROW/SEED/ and FOLDER/FOLDER.csv, the summary of all runs that are there.
+def compare_rows(argv, description, folder, rows, epochs, step_by_step=False):
+    """The command of an experiment that trains each of the `rows`, a dict by name, with several seeds.
 
-    Judged on the validation split; the test split is never read. A run that was stopped goes on where it was.
+    Writes FOLDER/ROW/SEED/, and of all runs that are there FOLDER/runs.csv, and effects.csv and .png: how each row
+    differs from the first one, or from the one before it. Judged on the validation split; the test split is never
+    read. A run that was stopped goes on where it was.
     """
     parser = make_parser(description, folder)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"(default: all of {' '.join(rows)})")
@@ -90,7 +95,10 @@ def compare_rows(argv, description, folder, rows, epochs):
             if not is_trained(place, arguments.epochs):
                 train_or_resume(place, row.name, recipe, arguments, row.network, row.precision)
     lines = summary(arguments.folder, rows)
-    runs.write_atomically(arguments.folder / f"{Path(folder).name}.csv", runs.csv_bytes(lines))
+    runs.write_atomically(arguments.folder / runs.RUNS, runs.csv_bytes(lines))
+    if differences := effects(lines, step_by_step):
+        runs.write_atomically(arguments.folder / runs.EFFECTS, runs.csv_bytes(differences))
+        plots.draw_effects(arguments.folder)
 
 
 def is_trained(folder, epochs):
@@ -117,3 +125,35 @@ def summary(folder, rows):
                 }
             )
     return lines
+
+
+def effects(lines, step_by_step):
+    """How the mean validation accuracy of each row differs from the first row's, or from that of the one before it.
+
+    Dicts with a 95% interval: Student's, of the difference of two means, with one variance for all rows, since three
+    seeds say little about that of a single row. Empty where no row has two seeds.
+    """
+    values = {}
+    for line in lines:
+        values.setdefault(line["row"], []).append(line["validation_accuracy"])
+    freedom = sum(len(each) - 1 for each in values.values())
+    if len(values) < 2 or freedom < 1:
+        return []
+    variance = sum(np.var(each) * len(each) for each in values.values()) / freedom
+    names, differences = list(values), []
+    for number, name in enumerate(names[1:]):
+        other = names[number] if step_by_step else names[0]
+        difference = np.mean(values[name]) - np.mean(values[other])
+        margin = t.ppf(0.975, freedom) * np.sqrt(variance * (1 / len(values[name]) + 1 / len(values[other])))
+        differences.append(
+            {
+                "row": name,
+                "against": other,
+                "seeds": len(values[name]),
+                "mean": np.mean(values[name]),
+                "difference": difference,
+                "low": difference - margin,
+                "high": difference + margin,
+            }
+        )
+    return differences

@@ -66,7 +66,7 @@ ROWS = {
 
 
 def main(argv=None):
-    compare_rows(argv, "Train the steps from cnn2 to vgg.", "outs/vgg_apart", ROWS, epochs=20)
+    compare_rows(argv, "Train the steps from cnn2 to vgg.", "outs/vgg_apart", ROWS, epochs=20, step_by_step=True)
 
 
 if __name__ == "__main__":

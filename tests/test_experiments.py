@@ -11,6 +11,7 @@ import torch
 
 import data
 import evaluate
+import experiments
 import models
 import runs
 import train
@@ -89,6 +90,20 @@ def test_each_row_of_the_ablation_leaves_out_what_it_says():
     assert kernel[1, 1] != 1 and models.build("vgg_fast").layers[2].weight[0, 0, 1, 1] == 1
 
 
+def test_effects_are_differences_of_means_with_students_interval():
+    values = {"all": [0.90, 0.91, 0.92], "less": [0.88, 0.90, 0.89], "same": [0.91, 0.90, 0.92]}
+    lines = [{"row": row, "validation_accuracy": each} for row, several in values.items() for each in several]
+    less, same = experiments.effects(lines, step_by_step=False)
+    assert less["difference"] == pytest.approx(-0.02) and less["against"] == same["against"] == "all"
+    assert same["difference"] == pytest.approx(0) and same["low"] < 0 < same["high"]
+    # Each row has a standard deviation of 0.01, so that the pooled one is that, with 6 degrees of freedom.
+    margin = 2.4469 * 0.01 * math.sqrt(2 / 3)
+    assert [less["low"], less["high"]] == pytest.approx([-0.02 - margin, -0.02 + margin], abs=1e-6)
+    step = experiments.effects(lines, step_by_step=True)[1]
+    assert step["against"] == "less" and step["difference"] == pytest.approx(0.02)
+    assert experiments.effects(lines[::3], step_by_step=False) == [], "one seed has no spread"
+
+
 def test_the_last_step_from_cnn2_is_vgg():
     networks = []
     for network in ("vgg", vgg_apart.Step):
@@ -106,7 +121,7 @@ def test_precision_and_learning_rate_are_those_of_the_row(call, few_digits):
     saved = {row: runs.load_checkpoint(f"folder/{row}/0/last.pt") for row in ("fp32", "bf16", "dense_1e-3")}
     assert [saved[row]["environment"]["precision"] for row in ("fp32", "bf16")] == ["fp32", "bf16"]
     assert saved["dense_1e-3"]["settings"]["learning_rate"] == 1e-3 and saved["dense_1e-3"]["model"] == "dense"
-    assert [row["row"] for row in runs.read_rows("folder/precision.csv")] == ["bf16", "fp32"]
+    assert [row["row"] for row in runs.read_rows("folder/runs.csv")] == ["dense_1e-3"]
 
 
 def test_ablation_trains_a_row_without_the_test_split(call, tmp_path, few_digits, monkeypatch):
@@ -120,7 +135,7 @@ def test_ablation_trains_a_row_without_the_test_split(call, tmp_path, few_digits
     code, out, err = call(ablation.main, *options)
     assert code == 0 and out.count("epoch 1/1") == 4, err
     assert {path.name for path in (tmp_path / "folder/augment/1").iterdir()} == {"best.pt", "last.pt", "history.csv"}
-    rows = runs.read_rows(tmp_path / "folder/ablation.csv")
+    rows = runs.read_rows(tmp_path / "folder/runs.csv")
     assert [(row["row"], row["seed"]) for row in rows] == [
         (row, seed) for row in ("whitening", "augment") for seed in "01"
     ]
