@@ -152,6 +152,7 @@ class FastVGG(Network):
                 channels = width
         self.layers = nn.Sequential(*layers, nn.MaxPool2d(3), Flatten(), nn.Linear(channels, 10, bias=False))
         self.layers[0].weight.requires_grad_(False)
+        nn.init.normal_(self.layers[-1].weight, std=1 / channels)  # so that all classes are about as probable at first
 
     def adapt(self, images):
         """Also make the first layer whiten: its 24 filters are the principal components of patches of 2x2 normalised
@@ -161,9 +162,6 @@ class FastVGG(Network):
         variances, components = torch.linalg.eigh(patches.T @ patches / len(patches))
         filters = (components / (variances + 5e-4).sqrt()).T.view(-1, 3, 2, 2)
         self.layers[0].weight.data.copy_(torch.cat([filters, -filters]))
-
-    def logits(self, images):
-        return super().logits(images) / 9  # so that the rate of the other layers suits the last one too
 
 
 MODELS = {"dense": Dense, "cnn1": CNN1, "cnn2": CNN2, "vgg": VGG, "vgg_fast": FastVGG}

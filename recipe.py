@@ -12,12 +12,11 @@ LIMITS = {
     "learning_rate": (float, 1e-12, 1e12),
     "batch_size": (int, 1, 10**4),
     "weight_decay": (float, 0, 1e12),
-    "bias_rate": (float, 1e-6, 1e6),
     "target_loss": (float, 0, 1e12),
     "label_smoothing": (float, 0, 1),
     "seed": (int, 0, 2**63 - 1),
 }
-CHOICES = {"optimizer": ("adamw", "sgd"), "schedule": ("constant", "cosine")}
+CHOICES = {"optimizer": ("adamw", "muon"), "schedule": ("constant", "cosine")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +32,6 @@ class Recipe:
     batch_size: int = 32
     optimizer: str = "adamw"
     weight_decay: float = 0.01
-    bias_rate: float = 1.0  # the biases' learning rate, in those of the other weights
     target_loss: float | None = None  # a validation loss that ends the training
     augment: bool = False
     label_smoothing: float = 0.0
@@ -71,13 +69,12 @@ def add_options(parser):
 
     group = parser.add_argument_group("recipe", "the defaults are the exercise's")
     option("epochs", "passes over the training split")
-    option("optimizer", "sgd: with Nesterov momentum")
-    option("learning_rate", "the optimiser's step size")
-    option("bias_rate", "learning rate of the biases, as a multiple of that of the other weights")
+    option("optimizer", "muon: orthogonal steps for the kernels of convolutions, AdamW for all else")
+    option("learning_rate", "the optimiser's step size; with muon, in the norm of a kernel")
     option("batch_size", "images per step")
-    option("weight_decay", "decoupled from the gradient by adamw, added to it by sgd")
+    option("weight_decay", "AdamW's decoupled weight decay")
     option("target_loss", "stop once the validation loss is as low; off lifts it on --resume", type=loss_or_off)
-    option("augment", "mirror every other epoch's training images, and shift each a little", action="store_true")
+    option("augment", "mirror each training image in every other epoch, and shift it a little", action="store_true")
     option("label_smoothing", "share of the target spread over all classes")
     option("schedule", "of the learning rate; cosine: a short warm-up, then down to 0")
     option("seed", "of weights, batch order, dropout and augmentation")

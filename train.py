@@ -23,11 +23,10 @@ from tqdm import tqdm
 import data
 import evaluate
 import models
+import optimizers
 import runs
 from recipe import Recipe, add_options, given_settings
 
-MOMENTUM = 0.85  # of SGD
-WARM_UP = 0.05  # the share of all steps in which the cosine schedule rises
 CHECK_EVERY = 50  # steps between two looks at whether the loss is still finite: each makes a GPU wait
 ADVICE = "what was saved before is kept. Start again with a lower --learning-rate"
 
@@ -94,11 +93,11 @@ def train(model, splits, recipe: Recipe, folder, about, saved=None, observe=None
     """
     environment = about["environment"]
     device = splits["train"].labels.device
-    optimizer = make_optimizer(model, recipe)
+    optimizer = optimizers.make_optimizer(model, recipe)
     history = []
     if saved:
         models.load_weights(model, saved["weights"], folder / runs.LAST)
-        load_optimizer(optimizer, saved["optimizer"], folder / runs.LAST)
+        optimizers.load_optimizer(optimizer, saved["optimizer"], folder / runs.LAST)
         history = list(saved["history"])
     forward = torch.compile(model.logits) if environment["compile"] else model.logits
     autocast = make_autocast(device, environment["precision"])
@@ -148,7 +147,7 @@ def train_epoch(model, forward, optimizer, split, recipe: Recipe, epoch, autocas
     batches = data.batches(split, recipe.batch_size, recipe.seed, epoch, recipe.augment)
     for step, (images, labels) in enumerate(tqdm(batches, f"epoch {epoch}", steps, leave=False, disable=None)):
         for group in optimizer.param_groups:
-            rate = learning_rate_at((epoch - 1) * steps + step, recipe.epochs * steps, recipe)
+            rate = optimizers.learning_rate_at((epoch - 1) * steps + step, recipe.epochs * steps, recipe)
             group["lr"] = group["factor"] * rate
         loss, logits = train_step(forward, optimizer, images, labels, autocast, recipe.label_smoothing)
         losses[step] = loss * len(labels)
@@ -180,54 +179,6 @@ def check_finite(losses, epoch):
     if len(bad):
         loss, step = losses[bad[0]].item(), bad[0].item() + 1
         raise NotFinite(f"the training loss is {loss} at epoch {epoch}, step {step}; {ADVICE}")
-
-
-def make_optimizer(model, recipe: Recipe):
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), or SGD with Nesterov momentum (Sutskever et al. 2013).
-
-    Where the biases have a rate of their own, they are a group of their own; they decay as the others do.
-    """
-    weights = {factor: [] for factor in (1.0, recipe.bias_rate)}
-    for name, weight in model.named_parameters():
-        if weight.requires_grad:
-            weights[recipe.bias_rate if name.endswith("bias") else 1.0].append(weight)
-    groups = [
-        {"params": params, "factor": factor, "weight_decay": recipe.weight_decay / factor}
-        for factor, params in weights.items()
-    ]
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=MOMENTUM, nesterov=True, fused=True)
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
-
-
-def load_optimizer(optimizer, saved, path):
-    """Take over what it has gathered, not its settings, which are the recipe's; raises CheckpointError."""
-    weights = dict(enumerate(weight for group in optimizer.param_groups for weight in group["params"]))
-    states = saved.get("state")
-    fits = isinstance(states, dict) and states.keys() == weights.keys()
-    if not fits or not all(is_state_of(optimizer, weight, states[number]) for number, weight in weights.items()):
-        raise runs.CheckpointError(f"{path} has an optimiser state that doesn't fit its model")
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
-
-
-def is_state_of(optimizer, weight, state):
-    """Whether a value is what an optimiser gathers for a weight."""
-    if isinstance(optimizer, torch.optim.SGD):
-        shapes = {"momentum_buffer": weight.shape}
-    else:
-        shapes = {"step": (), "exp_avg": weight.shape, "exp_avg_sq": weight.shape}
-    fits = isinstance(state, dict) and state.keys() == shapes.keys()
-    return fits and all(runs.is_finite(part) and part.shape == shapes[name] for name, part in state.items())
-
-
-def learning_rate_at(step, total_steps, recipe: Recipe):
-    """The learning rate of a step, counted from 0 over all epochs: no state that a resume could lose."""
-    if recipe.schedule == "constant":
-        return recipe.learning_rate
-    warm_up = math.ceil(WARM_UP * total_steps)
-    if step < warm_up:
-        return recipe.learning_rate * (step + 1) / warm_up
-    return recipe.learning_rate * (1 + math.cos(math.pi * (step - warm_up) / (total_steps - warm_up))) / 2
 
 
 def make_autocast(device, precision):

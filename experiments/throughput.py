@@ -46,6 +46,7 @@ from torchvision.datasets import CIFAR10
 import data
 import evaluate
 import models
+import optimizers
 import train
 from recipe import Recipe
 
@@ -102,7 +103,7 @@ class Project:
         self.model = models.build(name)
         self.model.adapt(split.images[:1000].cpu())
         self.model.to(split.labels.device)
-        self.optimizer = train.make_optimizer(self.model, Recipe())
+        self.optimizer = optimizers.make_optimizer(self.model, Recipe())
         self.autocast = train.make_autocast(split.labels.device, precision)
         self.batch = next(data.batches(split, Recipe.batch_size, 0, 1))
 

@@ -200,7 +200,7 @@ def test_checkpoint_of_another_kind_is_refused(tmp_path, changes, reason):
 def test_older_checkpoint_gets_the_settings_that_it_lacks(tmp_path):
     runs.save_checkpoint(tmp_path / "best.pt", a_checkpoint(settings={"seed": 3}))
     settings = runs.load_checkpoint(tmp_path / "best.pt")["settings"]
-    assert settings == dataclasses.asdict(Recipe(seed=3)) and settings["bias_rate"] == 1
+    assert settings == dataclasses.asdict(Recipe(seed=3)) and settings["optimizer"] == "adamw"
 
 
 def test_checkpoint_that_does_not_fit_into_memory_is_not_called_foreign(tmp_path, monkeypatch):

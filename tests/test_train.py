@@ -3,6 +3,7 @@ import command
 import csv
 import io
 import itertools
+import math
 import os
 import signal
 
@@ -13,6 +14,7 @@ import torch
 import data
 import evaluate
 import models
+import optimizers
 import plots
 import runs
 import train
@@ -87,7 +89,7 @@ RECIPES = {
     "plain": ["--model", "cnn2"],
     "improved": ["--model", "cnn2", "--augment", "--label-smoothing", "0.1", "--schedule", "cosine"],
     "vgg": ["--model", "vgg", "--augment", "--schedule", "cosine"],  # dropout and batch normalisation
-    "vgg_fast": ["--model", "vgg_fast", "--augment", "--optimizer", "sgd", "--bias-rate", "8"],
+    "vgg_fast": ["--model", "vgg_fast", "--augment", "--optimizer", "muon", "--learning-rate", "0.1"],
 }
 
 
@@ -144,8 +146,7 @@ def test_each_setting_of_the_recipe_does_something(call, tmp_path, few_digits):
         "augment": ["--augment"],
         "label smoothing": ["--label-smoothing", "0.1"],
         "schedule": ["--schedule", "cosine"],
-        "optimizer": ["--optimizer", "sgd"],
-        "bias rate": ["--bias-rate", "10"],
+        "optimizer": ["--optimizer", "muon"],
     }
     losses = {}
     for name, options in changes.items():
@@ -156,7 +157,7 @@ def test_each_setting_of_the_recipe_does_something(call, tmp_path, few_digits):
 
 def test_cosine_schedule_rises_shortly_then_falls_to_nothing():
     recipe = train.Recipe(schedule="cosine", learning_rate=0.5)
-    rates = [train.learning_rate_at(step, 200, recipe) for step in range(200)]
+    rates = [optimizers.learning_rate_at(step, 200, recipe) for step in range(200)]
     assert rates[:10] == pytest.approx([0.05 * step for step in range(1, 11)])
     assert rates[10] == 0.5 and rates[105] == pytest.approx(0.25)
     assert all(later < earlier for earlier, later in itertools.pairwise(rates[10:]))
@@ -190,6 +191,37 @@ def test_label_smoothing_lowers_the_target_and_leaves_the_reported_loss():
     torch.testing.assert_close(before - logits.detach(), (before.softmax(dim=1) - target) / 2)
     torch.testing.assert_close(loss, -before.log_softmax(dim=1)[[0, 1], labels].mean())
     assert torch.equal(returned, before)
+
+
+@pytest.mark.parametrize("shape", [(8, 20), (20, 8)])
+def test_orthogonalised_keeps_directions_and_evens_out_sizes(shape):
+    left, sizes, right = torch.linalg.svd(
+        torch.randn(shape, generator=torch.Generator().manual_seed(0)), full_matrices=False
+    )
+    sizes[:] = torch.linspace(1, 0.2, len(sizes))
+    result = optimizers.orthogonalised(left @ sizes.diag() @ right)
+    inner = left.T @ result @ right.T
+    torch.testing.assert_close(inner, inner.diagonal().diag(), atol=1e-5, rtol=0)
+    assert inner.diagonal().min() > 0.6 and inner.diagonal().max() < 1.3
+
+
+def test_muon_turns_kernels_by_the_learning_rate_and_leaves_the_rest_to_adamw():
+    torch.manual_seed(0)
+    recipe = train.Recipe(optimizer="muon", learning_rate=0.1, weight_decay=0.0)
+    model = models.build("cnn2")
+    images, labels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8)
+    model.adapt(images)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    autocast = train.make_autocast(torch.device("cpu"), "fp32")
+    train.train_step(model.logits, optimizers.make_optimizer(model, recipe), images, labels, autocast)
+    for name, weight in model.named_parameters():
+        if weight.ndim == 4:
+            start = before[name] * math.sqrt(len(weight)) / before[name].norm()
+            turned = torch.linalg.svdvals((weight.detach() - start).flatten(1)) / 0.1
+            assert 0.5 < turned.median() < 1.3 and turned.max() < 1.3, name
+        elif name == "layers.9.bias":
+            step = (weight.detach() - before[name]).abs()
+            torch.testing.assert_close(step, torch.full_like(step, 0.1 * optimizers.ADAMW_FACTOR))  # Adam's first step
 
 
 def test_target_loss_ends_the_run(call, tmp_path):
@@ -415,7 +447,7 @@ MISTAKES = {
 for option in ("--epochs", "--batch-size", "--seed"):
     for value in ("-1", "nan", "inf", "1.5", "1" + "0" * 5000, "many", "") + (("0",) if option != "--seed" else ()):
         MISTAKES[f"{option} {value:.9}"] = (["--model", "cnn1", *DIGITS, option, value], option)
-for option, value, reason in (("--bias-rate", "0", "from 1e-06 to 1e+06"), ("--label-smoothing", "1.1", "from 0 to 1")):
+for option, value, reason in (("--optimizer", "sgd", "muon"), ("--label-smoothing", "1.1", "from 0 to 1")):
     MISTAKES[f"{option} {value}"] = (["--model", "cnn1", *DIGITS, option, value], reason)
 for option in ("--learning-rate", "--weight-decay", "--target-loss"):
     for value in ("-1", "nan", "inf", "1e999", "many", "") + (("0",) if option == "--learning-rate" else ()):
