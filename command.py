@@ -202,11 +202,11 @@ def describe_environment(device, precision="auto", compile=False, started=None):
 
 
 def note_busy_cores():
-    """Say so if other programs have kept cores busy that this one is going to use: its threads, which wait for each
-    other many times a step, would then wait for those programs (measured by experiments/throughput.py)."""
+    """Say so if other programs have kept cores busy that a training on the CPU is going to use: its threads, which wait
+    for each other many times a step, would then wait for those programs (measured by experiments/throughput.py)."""
     import torch
 
-    threads, now = torch.get_num_threads(), used_seconds()
+    threads, now = min(torch.get_num_threads(), os.cpu_count()), used_seconds()
     if now is None or threads == 1:
         return
     everything, own, clock = (after - before for after, before in zip(now, STARTED))

@@ -16,6 +16,7 @@ import contextlib
 import errno
 import hashlib
 import io
+import math
 import os
 import shutil
 import tempfile
@@ -353,7 +354,8 @@ def blurred(images, deviation):
     """Blur images, uint8 [N, 3, H, W], by a Gaussian of that standard deviation in pixels."""
     from torchvision.transforms.v2.functional import gaussian_blur
 
-    return gaussian_blur(images, [9, 9], [deviation, deviation])
+    side = 2 * math.ceil(3 * deviation) + 1
+    return gaussian_blur(images, [side, side], [deviation, deviation])
 
 
 def without_contrast(images, share):

@@ -40,8 +40,7 @@ CHANGES = {  # of the test images, for robustness, and the amounts: pixels, degr
     "contrast": (0.25, 0.5, 0.75),
     "jpeg": (20, 50, 80),
 }
-# Images predicted at a time. With more, a layer's output has over 32 MB, which glibc's malloc maps anew each time, at
-# the price of page faults.
+# Images predicted at a time: more are no faster.
 BATCH_SIZE = 100
 
 
@@ -98,7 +97,7 @@ def parse_arguments(argv):
     parser.add_argument(
         "--out-dir",
         type=Path,
-        help="folder for comparison.* or robustness.* (default: the one that holds the first run)",
+        help="folder for the comparison or the robustness (default: the one that holds the first run)",
     )
     command.add_common_arguments(parser)
     return parser.parse_args(argv)
@@ -179,9 +178,9 @@ def write_results(path, model, checkpoint, splits):
     write_predictions(folder, splits["test"].images, predictions["test"], checkpoint["classes"])
     if first_kernels(model) is not None:
         torch.manual_seed(checkpoint["settings"]["seed"])
-        start = models.build(checkpoint["model"])
-        start.adapt(splits["train"].images.cpu())
-        runs.write_arrays(folder / runs.FILTERS, start=first_kernels(start), weights=first_kernels(model))
+        kernels = first_kernels(model)
+        start = first_kernels(models.build(checkpoint["model"])) if first_is_trained(model) else kernels
+        runs.write_arrays(folder / runs.FILTERS, start=start, weights=kernels)
         chosen = first_right_and_wrong(predictions["test"])
         inside = look_inside(model, data.Split(*(part[chosen] for part in splits["test"])))
         runs.write_arrays(folder / runs.INSIDE, index=chosen, classes=checkpoint["classes"], **inside)
@@ -204,6 +203,10 @@ def first_kernels(model):
     """The weights of the first convolution, float32 [filters, 3, height, width], or None where there is none."""
     convolutions = [layer for layer in model.layers if isinstance(layer, torch.nn.Conv2d)]
     return convolutions[0].weight.detach().cpu().numpy() if convolutions else None
+
+
+def first_is_trained(model):
+    return next(layer for layer in model.layers if isinstance(layer, torch.nn.Conv2d)).weight.requires_grad
 
 
 def first_right_and_wrong(predictions: Predictions, count=3):
@@ -239,6 +242,7 @@ def look_inside(model, split):
         "labels": split.labels.cpu().numpy(),
         "probabilities": probabilities.cpu().numpy().round(DECIMALS),
         "occlusion": occlusion.numpy().round(DECIMALS),
+        "blocks": len(maps),
         **{name: values.round(3) for name, values in maps.items()},
     }
 
@@ -341,7 +345,7 @@ def calibration(confidences, right):
 
 def fit_temperature(predictions: Predictions) -> float:
     """The number that all logits are to be divided by so that the loss on these predictions is lowest (Guo et al. 2017,
-    arXiv:1706.04599, section 4.2). It changes no predicted class."""
+    arXiv:1706.04599, section 4.2), from 0.05 to 20. It changes no predicted class."""
     logarithm = torch.zeros((), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([logarithm], max_iter=100, line_search_fn="strong_wolfe")
     logits = predictions.log_probabilities.double()
@@ -353,7 +357,7 @@ def fit_temperature(predictions: Predictions) -> float:
         return value
 
     optimizer.step(loss)
-    return logarithm.exp().item()
+    return min(max(logarithm.exp().item(), 0.05), 20.0)
 
 
 def calibrated_metrics(predictions: Predictions, temperature):
@@ -391,7 +395,7 @@ def format_metrics(metrics):
 
 def compare(folders, out_dir):
     """Print a comparison of the results of several runs, and write it as comparison.csv, .md and .png into `out_dir`;
-    also calibration.csv and recall.csv, each with its picture.
+    also calibrations.csv and recall.csv, each with its picture.
 
     A row for each run, from the lowest test accuracy to the highest; each is set against the one before it, on the same
     test images.
@@ -446,9 +450,9 @@ def calibration_rows(name, metrics):
     """Of a run, a row for each bin that holds test images, before and after the temperature, as dicts."""
     before, after = metrics["test"], metrics["test"]["after_temperature"]
     return [
-        {"model": name, "temperature": temperature, "loss": values["loss"]}
+        {"model": name, "when": when, "temperature": metrics["temperature"], "loss": values["loss"]}
         | {"expected_calibration_error": values["expected_calibration_error"], **line}
-        for temperature, values in ((1.0, before), (metrics["temperature"], after))
+        for when, values in (("before", before), ("after", after))
         for line in values["calibration_bins"]
         if line["samples"]
     ]

@@ -39,7 +39,7 @@ class Muon(torch.optim.AdamW):
     """
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self):
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.ndim == 4 and weight.grad is not None:
@@ -52,7 +52,7 @@ class Muon(torch.optim.AdamW):
                     step = orthogonalised(weight.grad.add(momentum, alpha=MOMENTUM).flatten(1)).reshape_as(weight)
                     weight.mul_(math.sqrt(len(weight)) / weight.norm()).sub_(step * group["lr"])
                     weight.grad = None  # AdamW leaves out what has no gradient
-        return super().step(closure)
+        super().step()
 
 
 def orthogonalised(matrix):

@@ -295,7 +295,7 @@ def draw_filters(folder):
     rows = -(-len(weights) // columns)
     figure = Figure(figsize=(8, 1.1 + 0.47 * rows), layout="constrained")
     for axes, kernels, title in zip(figure.subplots(1, 2), (start, weights), ("at the start", "at the end")):
-        largest = np.abs(kernels).max(axis=(1, 2, 3), keepdims=True)
+        largest = np.maximum(np.abs(kernels).max(axis=(1, 2, 3), keepdims=True), 1e-12)
         tiles = (
             (0.5 + kernels / (2 * largest))
             .repeat(48 // kernels.shape[2], axis=2)
@@ -504,25 +504,24 @@ def draw_recall(out_dir):
 
 
 def draw_calibrations(out_dir):
-    """calibration.png: the reliability diagrams of all models on the test split, before and after the temperature."""
+    """calibrations.png: the reliability diagrams of all models on the test split, before and after the temperature."""
     names = ("temperature", "expected_calibration_error", "samples", "confidence", "accuracy")
     curves = {}
-    for row in runs.read_rows(Path(out_dir) / runs.CALIBRATIONS, "model", *names):
+    for row in runs.read_rows(Path(out_dir) / runs.CALIBRATIONS, "model", "when", *names):
         values = {name: float(row[name]) for name in names}
-        curves.setdefault(row["model"], {}).setdefault(values["temperature"], []).append(values)
+        curves.setdefault(row["model"], {}).setdefault(row["when"], []).append(values)
     columns = 3
     figure = Figure(figsize=(9, 0.6 + 3 * -(-len(curves) // columns)), layout="constrained")
     panels = figure.subplots(-(-len(curves) // columns), columns, sharex=True, sharey=True, squeeze=False).flatten()
-    for axes, (model, by_temperature) in zip(panels, curves.items()):
+    labels = {"before": "before", "after": "after division of the logits by T"}
+    for axes, (model, by_when) in zip(panels, curves.items()):
         axes.plot([0, 1], [0, 1], "--", color="0.45", linewidth=1, label="as probable as it says")
         errors = []
-        for temperature, (line, colour) in zip(sorted(by_temperature, key=lambda each: each != 1), LINE_STYLES[1::-1]):
-            bins = by_temperature[temperature]
+        for (when, bins), (line, colour) in zip(by_when.items(), LINE_STYLES[1::-1]):
             shown = [(each["confidence"], each["accuracy"]) for each in bins if each["samples"] >= FEW]
-            label = "before" if temperature == 1 else "after division of the logits by T"
-            axes.plot(*zip(*shown), line, color=colour, markersize=4, label=label)
+            axes.plot(*zip(*shown), line, color=colour, markersize=4, label=labels[when])
             errors.append(f"{bins[0]['expected_calibration_error']:.1%}")
-        axes.set_title(f"{model}: T = {max(by_temperature, key=lambda each: each != 1):.2f}", fontsize=11)
+        axes.set_title(f"{model}: T = {bins[0]['temperature']:.2f}", fontsize=11)
         inside(axes, 0.7, 0.05, f"error {' → '.join(errors)}", fontsize=10)
         axes.set(xlim=(0, 1), ylim=(0, 1))
         axes.grid(alpha=0.3)
@@ -610,7 +609,7 @@ def draw_effects(out_dir):
     labels = [row["row"] if only else f"{row['against']} → {row['row']}" for row in rows]
     axes.set_yticks(positions, [label.replace("_", " ") for label in labels])
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    than = f"less that of '{only}'" if only else "less that of the row before"
+    than = f"less that of '{only}'" if only else "less that of the row on the left of the arrow"
     axes.set(xlabel=f"validation accuracy {than}, in percentage points, 95% interval over seeds")
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)

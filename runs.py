@@ -39,7 +39,7 @@ SHOWN = (MISTAKES, RANDOM, FILTERS, INSIDE)
 # The files of the folder that holds the runs.
 EXAMPLES = "plot_dataset_example.npz"
 COMPARISON = "comparison.csv"
-CALIBRATIONS = "calibration.csv"
+CALIBRATIONS = "calibrations.csv"
 RECALL = "recall.csv"
 CURVES = "curves.csv"
 ROBUSTNESS = "robustness.csv"
@@ -65,6 +65,7 @@ METRIC_KEYS = {
 METRIC_COLUMNS = ("precision", "recall", "f1", "specificity")
 
 FORMAT_VERSION = 1
+FORMER_SETTING = ("cutout", 0)  # that there is no more, where it was off
 
 # What a checkpoint holds, and of which type. last.pt has the second group too: what resuming needs on top.
 CHECKPOINT_FIELDS = {
@@ -127,7 +128,7 @@ def claim_folder(folder):
 
 def remove_leftovers(folder):
     """Remove what a process left that was killed while it wrote a file of a run."""
-    names = (*pictures_of_a_run(), BEST, LAST, HISTORY, METRICS, PREDICTIONS, *SHOWN)
+    names = (*pictures_of_a_run(), BEST, LAST, HISTORY, METRICS, PREDICTIONS, TRUE_LOSS, *SHOWN)
     for leftover in folder.glob(".*.tmp"):
         name, _, process = leftover.name[1:-4].rpartition(".")
         if name in names and process.isdigit():
@@ -223,11 +224,8 @@ def read_arrays(path, *names):
 
 def read_blocks(path):
     """The arrays block_1, block_2, ... of an .npz file, as a list."""
-    blocks = []
-    with contextlib.suppress(ResultsError):
-        while True:
-            blocks += read_arrays(path, f"block_{len(blocks) + 1}")
-    return blocks
+    (count,) = read_arrays(path, "blocks")
+    return read_arrays(path, *(f"block_{number}" for number in range(1, int(count) + 1)))
 
 
 def metric_rows(metrics):
@@ -292,7 +290,8 @@ def load_checkpoint(path):
     if "history" in fields and (len(epochs) != checkpoint["epoch"] or epochs != [*range(1, len(epochs) + 1)]):
         raise CheckpointError(f"{path} has a history of other epochs")
     try:
-        settings = dataclasses.asdict(Recipe(**checkpoint["settings"]))  # an older file gets the defaults
+        settings = {name: value for name, value in checkpoint["settings"].items() if (name, value) != FORMER_SETTING}
+        settings = dataclasses.asdict(Recipe(**settings))  # an older file gets the defaults
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path} has impossible settings: {error}") from error
     return checkpoint | {"settings": settings}

@@ -61,7 +61,8 @@ def main(argv=None):
                 runs.save_checkpoint(last, saved | {"settings": dataclasses.asdict(recipe)})
             else:
                 model, splits = prepare(arguments.model, arguments.dataset, arguments.data_dir, recipe, device)
-                command.note_busy_cores()
+                if device.type == "cpu" and not saved:  # another number of threads would give other bits
+                    command.note_busy_cores()
                 started = saved["environment"] if saved else None
                 environment = command.describe_environment(device, arguments.precision, arguments.compile, started)
                 about = {"model": arguments.model, "dataset": arguments.dataset, "environment": environment}
@@ -88,7 +89,8 @@ def train(model, splits, recipe: Recipe, folder, about, saved=None, observe=None
     """Train a network until its recipe's end; after each epoch the run folder is up to date. Raises NotFinite.
 
     `about` is what the checkpoints say besides: "model", "dataset" and "environment" (command.describe_environment).
-    `saved` is the checkpoint to go on from; observe(model, epoch) is called after each epoch. Returns the history: a
+    `saved` is the checkpoint to go on from; observe(model, epoch) is called after each epoch, before it
+    is saved. Returns the history: a
     dict for every epoch, the rows of history.csv.
     """
     environment = about["environment"]
@@ -122,13 +124,13 @@ def train(model, splits, recipe: Recipe, folder, about, saved=None, observe=None
             "train_accuracy": train_accuracy,
             "validation_loss": validation_loss,
             "validation_accuracy": validation_accuracy,
-            "learning_rate": optimizer.param_groups[0]["lr"],
+            "learning_rate": optimizer.param_groups[0]["lr"] / optimizer.param_groups[0]["factor"],
             "seconds": round(time.perf_counter() - start, 3),
         }
         history.append(row)
-        save_epoch(folder, model, optimizer, history, recipe, about)
         if observe:
             observe(model, epoch)
+        save_epoch(folder, model, optimizer, history, recipe, about)
         report(row, recipe.epochs, images_per_second, is_best=best_epoch(history) == epoch)
     return history
 

@@ -63,20 +63,21 @@ def evaluate_run(folder, arguments):
 
 
 class Row(NamedTuple):
-    """A way of training that is compared with others: the network's name, the recipe, the network's class where that
-    isn't the name's own, and the precision."""
+    """A way of training that is compared with another: the network's name, the recipe, the row that it is `against`,
+    the network's class where that isn't the name's own, and the precision."""
 
     name: str
     recipe: Recipe
+    against: str | None = None
     network: type | None = None
     precision: str = "auto"
 
 
-def compare_rows(argv, description, folder, rows, epochs, step_by_step=False):
+def compare_rows(argv, description, folder, rows, epochs):
     """The command of an experiment that trains each of the `rows`, a dict by name, with several seeds.
 
     Writes FOLDER/ROW/SEED/, and of all runs that are there FOLDER/runs.csv, and effects.csv and .png: how each row
-    differs from the first one, or from the one before it. Judged on the validation split; the test split is never
+    differs from the one that it is set against. Judged on the validation split; the test split is never
     read. A run that was stopped goes on where it was.
     """
     parser = make_parser(description, folder)
@@ -94,9 +95,9 @@ def compare_rows(argv, description, folder, rows, epochs, step_by_step=False):
             recipe = dataclasses.replace(row.recipe, epochs=arguments.epochs, seed=seed)
             if not is_trained(place, arguments.epochs):
                 train_or_resume(place, row.name, recipe, arguments, row.network, row.precision)
-    lines = summary(arguments.folder, rows)
+    lines = summary(arguments.folder, rows, arguments.epochs)
     runs.write_atomically(arguments.folder / runs.RUNS, runs.csv_bytes(lines))
-    if differences := effects(lines, step_by_step):
+    if differences := effects(lines, rows):
         runs.write_atomically(arguments.folder / runs.EFFECTS, runs.csv_bytes(differences))
         plots.draw_effects(arguments.folder)
 
@@ -106,14 +107,15 @@ def is_trained(folder, epochs):
     return (folder / runs.HISTORY).exists() and len(runs.read_history(folder)["epoch"]) == epochs
 
 
-def summary(folder, rows):
-    """A line for each row and seed that is there, as dicts."""
+def summary(folder, rows, epochs):
+    """A line for each row and seed that has been trained for so many epochs, as dicts; CIFAR-10's operations."""
     lines, images = [], data.TOTAL - data.VALIDATION - data.TEST
     for name, row in rows.items():
         operations = 6 * models.multiply_adds(models.build(row.network or row.name))  # an image's, there and back
         for path in sorted(folder.glob(f"{name}/*/{runs.HISTORY}"), key=lambda path: int(path.parent.name)):
+            if not is_trained(path.parent, epochs):
+                continue
             history = runs.read_history(path.parent)
-            epochs = len(history["epoch"])
             lines.append(
                 {
                     "row": name,
@@ -127,8 +129,8 @@ def summary(folder, rows):
     return lines
 
 
-def effects(lines, step_by_step):
-    """How the mean validation accuracy of each row differs from the first row's, or from that of the one before it.
+def effects(lines, rows):
+    """How the mean validation accuracy of each row differs from that of the row that it is set against.
 
     Dicts with a 95% interval: Student's, of the difference of two means, with one variance for all rows, since three
     seeds say little about that of a single row. Empty where no row has two seeds.
@@ -137,12 +139,12 @@ def effects(lines, step_by_step):
     for line in lines:
         values.setdefault(line["row"], []).append(line["validation_accuracy"])
     freedom = sum(len(each) - 1 for each in values.values())
-    if len(values) < 2 or freedom < 1:
+    pairs = [(name, row.against) for name, row in rows.items() if {name, row.against} <= values.keys()]
+    if not freedom:
         return []
     variance = sum(np.var(each) * len(each) for each in values.values()) / freedom
-    names, differences = list(values), []
-    for number, name in enumerate(names[1:]):
-        other = names[number] if step_by_step else names[0]
+    differences = []
+    for name, other in pairs:
         difference = np.mean(values[name]) - np.mean(values[other])
         margin = t.ppf(0.975, freedom) * np.sqrt(variance * (1 / len(values[name]) + 1 / len(values[other])))
         differences.append(

@@ -27,9 +27,9 @@ def main(argv=None):
     for row in runs.read_rows(arguments.folder / runs.COMPARISON, "model"):
         rows += rows_of(row["model"], runs.read_history(arguments.folder / row["model"]))
     twice = runs.read_history(arguments.twice)
-    true = [
-        float(row["validation_loss"]) for row in runs.read_rows(arguments.twice / runs.TRUE_LOSS, "validation_loss")
-    ]
+    true = [float(row["validation_loss"]) for row in runs.read_rows(arguments.twice / runs.TRUE_LOSS)]
+    if len(true) != len(twice["epoch"]):
+        raise runs.ResultsError(f"{arguments.twice / runs.TRUE_LOSS} is of other epochs than {runs.HISTORY} beside it")
     rows += rows_of("softmax twice", twice | {"validation_loss": true})
     rows += rows_of("softmax twice, its own loss", twice)
     runs.write_atomically(arguments.folder / runs.CURVES, runs.csv_bytes(rows))

@@ -15,7 +15,7 @@ from experiments import Row, compare_rows
 from recipe import Recipe
 
 ROWS = {
-    f"{name}_{rate}": Row(name, Recipe(learning_rate=float(rate)))
+    f"{name}_{rate}": Row(name, Recipe(learning_rate=float(rate)), None if rate == "1e-4" else f"{name}_1e-4")
     for name in ("dense", "cnn2")
     for rate in ("1e-4", "3e-4", "1e-3")
 }

@@ -246,7 +246,8 @@ def measure_batch(name, data_dir, precision, images, size):
     import resource  # not on Windows
 
     command.keep_freed_memory()
-    project = Project(name, data.load_splits("cifar10", data_dir, ["train"])["train"], precision)
+    split = data.load_splits("cifar10", data_dir, ["train"])["train"].to(command.choose_device("auto"))
+    project = Project(name, split, precision)
     project.epoch(images, size)
     return timed(project.epoch, images, size), megabytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 

@@ -57,16 +57,16 @@ class Normalised(Step):
 
 ROWS = {
     "cnn2": Row("cnn2", Recipe()),
-    "wider": Row("vgg", Recipe(), Wider),
-    "third_block": Row("vgg", Recipe(), ThirdBlock),
-    "two_convolutions": Row("vgg", Recipe(), TwoConvolutions),
-    "batch_normalisation": Row("vgg", Recipe(), Normalised),
-    "dropout": Row("vgg", Recipe()),
+    "wider": Row("vgg", Recipe(), "cnn2", Wider),
+    "third_block": Row("vgg", Recipe(), "wider", ThirdBlock),
+    "two_convolutions": Row("vgg", Recipe(), "third_block", TwoConvolutions),
+    "batch_normalisation": Row("vgg", Recipe(), "two_convolutions", Normalised),
+    "dropout": Row("vgg", Recipe(), "batch_normalisation"),
 }
 
 
 def main(argv=None):
-    compare_rows(argv, "Train the steps from cnn2 to vgg.", "outs/vgg_apart", ROWS, epochs=20, step_by_step=True)
+    compare_rows(argv, "Train the steps from cnn2 to vgg.", "outs/vgg_apart", ROWS, epochs=20)
 
 
 if __name__ == "__main__":

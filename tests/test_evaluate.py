@@ -211,7 +211,7 @@ def test_several_checkpoints_are_compared(finished_run, call, tmp_path):
         line = next(line for line in (folder / "comparison.md").read_text().splitlines() if f"| {model} |" in line)
         assert f"{metrics['test']['accuracy']:.2%}" in line
         assert int(rows[model]["multiply_adds"]) == models.multiply_adds(models.build(model))
-    assert all((folder / f"{name}.png").exists() for name in ("comparison", "calibration", "recall"))
+    assert all((folder / f"{name}.png").exists() for name in ("comparison", "calibrations", "recall"))
     first, second = list(rows)
     right = {}
     for model in rows:
@@ -265,7 +265,7 @@ def test_results_about_several_are_not_replaced_by_results_about_fewer(finished_
     for options, names, everything in (
         (
             [],
-            ("comparison.csv", "comparison.md", "comparison.png", "calibration.csv", "recall.csv", "recall.png"),
+            ("comparison.csv", "comparison.md", "comparison.png", "calibrations.csv", "recall.csv", "recall.png"),
             ["dense", "cnn2", "cnn1"],
         ),
         (["--robustness"], ("robustness.csv", "robustness.png", "robustness_examples.png"), ["dense", "cnn1"]),

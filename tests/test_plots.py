@@ -11,7 +11,14 @@ import plots
 import runs
 from conftest import ROOT
 
-FURTHER = ("comparison.png", "recall.png", "robustness.png", "robustness_examples.png", "plot_dataset_example.png")
+FURTHER = (
+    "comparison.png",
+    "calibrations.png",
+    "recall.png",
+    "robustness.png",
+    "robustness_examples.png",
+    "plot_dataset_example.png",
+)
 
 
 @pytest.mark.pictures
