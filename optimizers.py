@@ -7,35 +7,38 @@ import torch
 import runs
 from recipe import Recipe
 
-MOMENTUM = 0.6  # of Muon
-ADAMW_FACTOR = 0.06  # the learning rate of what Muon leaves to AdamW, in that of the convolutions
-WARM_UP = 0.05  # the share of all steps in which the cosine schedule rises
+MOMENTUM, KERNELS_MOMENTUM = 0.85, 0.6  # with Muon
+FACTORS = {"kernels": 1.0, "biases": 320.0, "rest": 0.06}  # the learning rates with Muon, in the recipe's
 
 
 def make_optimizer(model, recipe: Recipe):
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), one kernel for all parameters; or Muon."""
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    parts = {1.0: weights}  # by the learning rate in which they are trained, as a multiple of the recipe's
-    if recipe.optimizer == "muon":
-        kernels, rest = (
-            [weight for weight in weights if (weight.ndim == 4) == of_kernels] for of_kernels in (True, False)
-        )
-        parts = {1.0: kernels, ADAMW_FACTOR: rest}
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    if recipe.optimizer == "adamw":
+        groups = [{"params": list(weights.values()), "factor": 1.0}]
+        return torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+    parts = {part: [] for part in FACTORS}
+    for name, weight in weights.items():
+        parts["kernels" if weight.ndim == 4 else "biases" if name.endswith("bias") else "rest"].append(weight)
     groups = [
-        {"params": part, "factor": factor, "lr": factor * recipe.learning_rate}
-        for factor, part in parts.items()
-        if part
+        {
+            "params": parts[part],
+            "factor": factor,
+            "lr": factor * recipe.learning_rate,
+            "momentum": KERNELS_MOMENTUM if part == "kernels" else MOMENTUM,
+            "weight_decay": recipe.weight_decay / factor,  # so that all decay alike
+        }
+        for part, factor in FACTORS.items()
     ]
-    optimizer = Muon if recipe.optimizer == "muon" else torch.optim.AdamW
-    return optimizer(groups, weight_decay=recipe.weight_decay, fused=True)
+    return Muon([group for group in groups if group["params"]], momentum=MOMENTUM, nesterov=True, fused=True)
 
 
-class Muon(torch.optim.AdamW):
-    """AdamW, but with orthogonal steps for the kernels of convolutions (Jordan et al. 2024,
+class Muon(torch.optim.SGD):
+    """SGD with Nesterov momentum, but with orthogonal steps for the kernels of convolutions (Jordan et al. 2024,
     https://kellerjordan.github.io/posts/muon/; PyTorch's own takes no convolutions).
 
-    A layer's kernels are a matrix [out, in * height * width] of norm sqrt(out). The step is the learning rate times the
-    matrix that the momentum becomes when all its singular values are set to about 1, so that no direction dominates.
+    A layer's kernels are a matrix [out, in * height * width] whose norm is kept at sqrt(out). The step is the learning
+    rate times what the momentum becomes when all its singular values are set to about 1: no direction dominates.
     """
 
     @torch.no_grad()
@@ -43,21 +46,18 @@ class Muon(torch.optim.AdamW):
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.ndim == 4 and weight.grad is not None:
-                    state = self.state[weight]
-                    if not state:
-                        state["step"] = torch.zeros(())  # AdamW wants one when it is loaded
-                        state["momentum_buffer"] = torch.zeros_like(weight)
-                    momentum = state["momentum_buffer"]
-                    momentum.mul_(MOMENTUM).add_(weight.grad)
-                    step = orthogonalised(weight.grad.add(momentum, alpha=MOMENTUM).flatten(1)).reshape_as(weight)
+                    buffer = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+                    buffer.mul_(group["momentum"]).add_(weight.grad)
+                    momentum = weight.grad.add(buffer, alpha=group["momentum"])
+                    step = orthogonalised(momentum.flatten(1)).reshape_as(weight)
                     weight.mul_(math.sqrt(len(weight)) / weight.norm()).sub_(step * group["lr"])
-                    weight.grad = None  # AdamW leaves out what has no gradient
+                    weight.grad = None  # SGD leaves out what has no gradient
         super().step()
 
 
 def orthogonalised(matrix):
-    """A matrix with the singular vectors of a given one and singular values of about 1 (0.7 to 1.2), by three steps of
-    the Newton-Schulz iteration with Jordan's coefficients."""
+    """A matrix with the singular vectors of a given one and singular values of about 1, unless they were tiny, by three
+    steps of the Newton-Schulz iteration with Jordan's coefficients."""
     wide = len(matrix) <= matrix.shape[1]
     result = (matrix if wide else matrix.T) / (matrix.norm() + 1e-7)
     for _ in range(3):
@@ -78,8 +78,8 @@ def load_optimizer(optimizer, saved, path):
 
 def is_state_of(optimizer, weight, state):
     """Whether a value is what an optimiser gathers for a weight."""
-    if isinstance(optimizer, Muon) and weight.ndim == 4:
-        shapes = {"step": (), "momentum_buffer": weight.shape}
+    if isinstance(optimizer, Muon):
+        shapes = {"momentum_buffer": weight.shape}
     else:
         shapes = {"step": (), "exp_avg": weight.shape, "exp_avg_sq": weight.shape}
     fits = isinstance(state, dict) and state.keys() == shapes.keys()
@@ -88,9 +88,6 @@ def is_state_of(optimizer, weight, state):
 
 def learning_rate_at(step, total_steps, recipe: Recipe):
     """The learning rate of a step, counted from 0 over all epochs: no state that a resume could lose."""
-    if recipe.schedule == "constant":
-        return recipe.learning_rate
-    warm_up = math.ceil(WARM_UP * total_steps)
-    if step < warm_up:
-        return recipe.learning_rate * (step + 1) / warm_up
-    return recipe.learning_rate * (1 + math.cos(math.pi * (step - warm_up) / (total_steps - warm_up))) / 2
+    if recipe.schedule == "linear":
+        return recipe.learning_rate * (1 - step / total_steps)
+    return recipe.learning_rate

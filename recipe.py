@@ -16,7 +16,7 @@ LIMITS = {
     "label_smoothing": (float, 0, 1),
     "seed": (int, 0, 2**63 - 1),
 }
-CHOICES = {"optimizer": ("adamw", "muon"), "schedule": ("constant", "cosine")}
+CHOICES = {"optimizer": ("adamw", "muon"), "schedule": ("constant", "linear")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +69,14 @@ def add_options(parser):
 
     group = parser.add_argument_group("recipe", "the defaults are the exercise's")
     option("epochs", "passes over the training split")
-    option("optimizer", "muon: orthogonal steps for the kernels of convolutions, AdamW for all else")
+    option("optimizer", "muon: orthogonal steps for the kernels of convolutions, SGD for all else")
     option("learning_rate", "the optimiser's step size; with muon, in the norm of a kernel")
     option("batch_size", "images per step")
-    option("weight_decay", "AdamW's decoupled weight decay")
+    option("weight_decay", "share of the weights that a step takes off, times the learning rate")
     option("target_loss", "stop once the validation loss is as low; off lifts it on --resume", type=loss_or_off)
     option("augment", "mirror each training image in every other epoch, and shift it a little", action="store_true")
     option("label_smoothing", "share of the target spread over all classes")
-    option("schedule", "of the learning rate; cosine: a short warm-up, then down to 0")
+    option("schedule", "of the learning rate; linear: down to 0")
     option("seed", "of weights, batch order, dropout and augmentation")
 
 

@@ -224,7 +224,7 @@ def load_run(folder, name, dataset, given):
             raise command.UsageError(f"{last} is of --{field} {saved[field]}, not {expected}")
     before = saved["settings"]
     # What decides when the run ends may change, unless the learning rate depends on it; what an epoch does may not.
-    may_change = {"target_loss"} if before["schedule"] == "cosine" else {"target_loss", "epochs"}
+    may_change = {"target_loss"} if before["schedule"] == "linear" else {"target_loss", "epochs"}
     for field, now in given.items():
         if now != before[field] and field not in may_change:
             raise command.UsageError(

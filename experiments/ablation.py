@@ -23,7 +23,7 @@ from recipe import Recipe, given_settings
 # The command that makes outs/exercise_04/vgg_improved.
 COMMAND = (
     "--model vgg_fast --run-name vgg_improved --epochs 24 --batch-size 1024 --optimizer muon --learning-rate 0.17 "
-    "--label-smoothing 0.2 --augment --schedule cosine"
+    "--label-smoothing 0.2 --augment --schedule linear"
 )
 
 
