@@ -148,7 +148,9 @@ class FastVGG(Network):
                 convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
                 nn.init.dirac_(convolution.weight[:channels])
                 pooling = [nn.MaxPool2d(2)] if number == 0 else []
-                layers += [convolution, *pooling, nn.BatchNorm2d(width, momentum=0.4), nn.GELU()]
+                normalisation = nn.BatchNorm2d(width, momentum=0.4)
+                normalisation.weight.requires_grad_(False)  # stays 1: the next convolution can do what it would
+                layers += [convolution, *pooling, normalisation, nn.GELU()]
                 channels = width
         self.layers = nn.Sequential(*layers, nn.MaxPool2d(3), Flatten(), nn.Linear(channels, 10, bias=False))
         self.layers[0].weight.requires_grad_(False)
@@ -160,8 +162,11 @@ class FastVGG(Network):
         super().adapt(images)
         patches = unfold((images[:5000] - self.mean) / self.std, kernel_size=2).transpose(1, 2).flatten(0, 1).double()
         variances, components = torch.linalg.eigh(patches.T @ patches / len(patches))
-        filters = (components / (variances + 5e-4).sqrt()).T.view(-1, 3, 2, 2)
-        self.layers[0].weight.data.copy_(torch.cat([filters, -filters]))
+        filters = (components / (variances + 5e-4).sqrt()).T.view(-1, 3, 2, 2).float()
+        weight = self.layers[0].weight.data
+        # Grey images have only four components. The other filters stay random: a constant channel's gradient explodes.
+        some = variances > 1e-6
+        weight[torch.cat([some, some])] = torch.cat([filters[some], -filters[some]])
 
 
 MODELS = {"dense": Dense, "cnn1": CNN1, "cnn2": CNN2, "vgg": VGG, "vgg_fast": FastVGG}

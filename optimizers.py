@@ -8,7 +8,9 @@ import runs
 from recipe import Recipe
 
 MOMENTUM, KERNELS_MOMENTUM = 0.85, 0.6  # with Muon
-FACTORS = {"kernels": 1.0, "biases": 320.0, "rest": 0.06}  # the learning rates with Muon, in the recipe's
+# The learning rates with Muon, as multiples of the recipe's; those of SGD for an image in the batch, since their steps
+# grow with the gradient, Muon's don't.
+FACTORS = {"kernels": 1.0, "biases": 320 / 1024, "rest": 0.06 / 1024}
 
 
 def make_optimizer(model, recipe: Recipe):
@@ -20,17 +22,14 @@ def make_optimizer(model, recipe: Recipe):
     parts = {part: [] for part in FACTORS}
     for name, weight in weights.items():
         parts["kernels" if weight.ndim == 4 else "biases" if name.endswith("bias") else "rest"].append(weight)
-    groups = [
-        {
-            "params": parts[part],
-            "factor": factor,
-            "lr": factor * recipe.learning_rate,
-            "momentum": KERNELS_MOMENTUM if part == "kernels" else MOMENTUM,
-            "weight_decay": recipe.weight_decay / factor,  # so that all decay alike
-        }
-        for part, factor in FACTORS.items()
-    ]
-    return Muon([group for group in groups if group["params"]], momentum=MOMENTUM, nesterov=True, fused=True)
+    groups = []
+    for part, params in parts.items():
+        factor = FACTORS[part] * (1 if part == "kernels" else recipe.batch_size)
+        group = {"params": params, "factor": factor, "lr": factor * recipe.learning_rate}
+        group["momentum"] = KERNELS_MOMENTUM if part == "kernels" else MOMENTUM
+        group["weight_decay"] = recipe.weight_decay / factor  # so that all decay alike
+        groups += [group] if params else []
+    return Muon(groups, momentum=MOMENTUM, nesterov=True, fused=True)
 
 
 class Muon(torch.optim.SGD):

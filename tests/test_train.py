@@ -203,7 +203,7 @@ def test_orthogonalised_keeps_directions_and_evens_out_sizes(shape):
 
 def test_muon_turns_kernels_by_the_learning_rate_and_leaves_the_rest_to_sgd():
     torch.manual_seed(0)
-    recipe = train.Recipe(optimizer="muon", learning_rate=0.1, weight_decay=0.0)
+    recipe = train.Recipe(optimizer="muon", learning_rate=0.1, weight_decay=0.0, batch_size=8)
     factors = optimizers.FACTORS
     model = models.build("cnn2")
     images, labels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8)
@@ -218,7 +218,7 @@ def test_muon_turns_kernels_by_the_learning_rate_and_leaves_the_rest_to_sgd():
             assert 0.5 < turned.median() < 1.3 and turned.max() < 1.3, name
         else:
             step, factor = before[name] - weight.detach(), factors["biases" if name.endswith("bias") else "rest"]
-            torch.testing.assert_close(step, 1.85 * 0.1 * factor * weight.grad)  # Nesterov's first one
+            torch.testing.assert_close(step, 1.85 * 0.1 * 8 * factor * weight.grad)  # Nesterov's first one
 
 
 def test_target_loss_ends_the_run(call, tmp_path):
