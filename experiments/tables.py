@@ -221,7 +221,7 @@ def robustness():
     header = ["network", *(units[kind].format(amount) for kind, amounts in chosen.items() for amount in amounts)]
     rows = [
         [code(name), *(f"{accuracy[name, kind, amount]:.1%}" for kind in chosen for amount in chosen[kind])]
-        for name in RUNS
+        for name in NETWORKS
     ]
     return [header, *rows]
 

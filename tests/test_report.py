@@ -106,7 +106,7 @@ def kept_when(kind, amount):
         (row["model"], row["transformation"], row["amount"]): float(row["test_accuracy"])
         for row in runs.read_rows(RESULTS / runs.ROBUSTNESS)
     }
-    return {name: accuracy[name, kind, amount] / accuracy[name, kind, "0"] for name in RUNS}
+    return {name: accuracy[name, kind, amount] / accuracy[name, kind, "0"] for name in NETWORKS}
 
 
 # The measured numbers of a text by section: stretches of its prose, made from the files that have them.
