@@ -40,8 +40,7 @@ CHANGES = {  # of the test images, for robustness, and the amounts: pixels, degr
     "contrast": (0.25, 0.5, 0.75),
     "jpeg": (20, 50, 80),
 }
-# Images predicted at a time: more are no faster.
-BATCH_SIZE = 100
+BATCH_SIZE = 100  # images predicted at a time
 
 
 def main(argv=None):
@@ -225,7 +224,7 @@ def look_inside(model, split):
     maps, count = {}, len(split.labels)
     with torch.inference_mode():
         probabilities = model(split.images)
-        values = (split.images - model.mean) / model.std
+        values = model.normalised(split.images)
         for layer in model.layers:
             values = layer(values)
             if isinstance(layer, torch.nn.MaxPool2d) and values.shape[-1] > 1:

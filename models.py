@@ -34,9 +34,13 @@ class Network(nn.Module):
         self.mean.copy_(torch.tensor(mean).view(3, 1, 1))
         self.std.copy_(torch.tensor(std).view(3, 1, 1))
 
+    def normalised(self, images):
+        """uint8 images [N, 3, 32, 32] -> what the layers take, float32 [N, 3, 32, 32]."""
+        return (images - self.mean) / self.std
+
     def logits(self, images):
         """uint8 images [N, 3, 32, 32] -> unnormalised scores [N, 10], float32 (bfloat16 under autocast)."""
-        return self.layers((images - self.mean) / self.std)
+        return self.layers(self.normalised(images))
 
     def forward(self, images):
         """uint8 images [N, 3, 32, 32] -> class probabilities, float32 [N, 10], rows summing to 1."""
@@ -160,7 +164,7 @@ class FastVGG(Network):
         """Also make the first layer whiten: its 24 filters are the principal components of patches of 2x2 normalised
         pixels, each scaled to unit variance, and their negatives."""
         super().adapt(images)
-        patches = unfold((images[:5000] - self.mean) / self.std, kernel_size=2).transpose(1, 2).flatten(0, 1).double()
+        patches = unfold(self.normalised(images[:5000]), kernel_size=2).transpose(1, 2).flatten(0, 1).double()
         variances, components = torch.linalg.eigh(patches.T @ patches / len(patches))
         filters = (components / (variances + 5e-4).sqrt()).T.view(-1, 3, 2, 2).float()
         weight = self.layers[0].weight.data

@@ -89,9 +89,8 @@ def train(model, splits, recipe: Recipe, folder, about, saved=None, observe=None
     """Train a network until its recipe's end; after each epoch the run folder is up to date. Raises NotFinite.
 
     `about` is what the checkpoints say besides: "model", "dataset" and "environment" (command.describe_environment).
-    `saved` is the checkpoint to go on from; observe(model, epoch) is called after each epoch, before it
-    is saved. Returns the history: a
-    dict for every epoch, the rows of history.csv.
+    `saved` is the checkpoint to go on from; observe(model, epoch) is called after each epoch, before it is saved.
+    Returns the history: a dict for every epoch, the rows of history.csv.
     """
     environment = about["environment"]
     device = splits["train"].labels.device
