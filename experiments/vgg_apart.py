@@ -21,15 +21,15 @@ from recipe import Recipe
 class Step(models.Network):
     """vgg with fewer of its parts: `blocks` of `convolutions` each, with or without batch normalisation and dropout."""
 
-    blocks, convolutions, normalised, dropout = (64, 128, 256), 2, True, 0.5
+    blocks, convolutions, batch_norm, dropout = (64, 128, 256), 2, True, 0.5
 
     def __init__(self):
         super().__init__()
         layers, channels, side = [], 3, 32
         for width in self.blocks:
             for _ in range(self.convolutions):
-                layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=not self.normalised))
-                layers += [nn.BatchNorm2d(width), nn.ReLU()] if self.normalised else [nn.ReLU()]
+                layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=not self.batch_norm))
+                layers += [nn.BatchNorm2d(width), nn.ReLU()] if self.batch_norm else [nn.ReLU()]
                 channels = width
             layers.append(nn.MaxPool2d(2))
             side //= 2
@@ -40,15 +40,15 @@ class Step(models.Network):
 class Wider(Step):
     """cnn2 with vgg's numbers of filters and units."""
 
-    blocks, convolutions, normalised, dropout = (64, 128), 1, False, 0.0
+    blocks, convolutions, batch_norm, dropout = (64, 128), 1, False, 0.0
 
 
 class ThirdBlock(Step):
-    convolutions, normalised, dropout = 1, False, 0.0
+    convolutions, batch_norm, dropout = 1, False, 0.0
 
 
 class TwoConvolutions(Step):
-    normalised, dropout = False, 0.0
+    batch_norm, dropout = False, 0.0
 
 
 class Normalised(Step):
