@@ -14,7 +14,6 @@ import signal
 import stat
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 try:
@@ -23,18 +22,22 @@ except ImportError:  # Windows: no locks there
     fcntl = None
 
 DEFAULT_DATA_DIR = Path("data")
+OPENMP = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
 
 
-def used_seconds():
-    """Seconds that all processes have computed since the system started, and this one; the clock. None but on Linux."""
-    try:
-        user, nice, system, _, _, *others = map(int, Path("/proc/stat").read_text().split()[1:9])
-    except OSError:
-        return None
-    return (user + nice + system + sum(others)) / os.sysconf("SC_CLK_TCK"), time.process_time(), time.monotonic()
+def bind_threads():
+    """Have each of PyTorch's threads keep to a core of its own, by what OpenMP reads when torch is imported.
+
+    The threads wait for each other many times a step, spinning. Where another program keeps a core busy, the system
+    would put two of them on one core, and one would wait for the other's turn to end. A setting of the user's wins; so
+    does a number of threads, since runs side by side would all be bound to the first cores.
+    """
+    set_already = any(name.startswith(("OMP_", "GOMP_", "KMP_")) for name in os.environ)
+    if sys.platform == "linux" and not set_already:
+        os.environ.update(OPENMP)
 
 
-STARTED = used_seconds()
+bind_threads()
 
 
 def leave_quietly(kind, error, traceback):
@@ -199,20 +202,6 @@ def describe_environment(device, precision="auto", compile=False, started=None):
     if started and {"compile": False} | started != environment:  # older checkpoints don't say it
         print(f"Note: the run was started with {started}; the same bits are not to be had with {environment}.")
     return environment
-
-
-def note_busy_cores():
-    """Say so if other programs have kept cores busy that a training on the CPU is going to use: its threads, which wait
-    for each other many times a step, would then wait for those programs (measured by experiments/throughput.py)."""
-    import torch
-
-    threads, now = min(torch.get_num_threads(), os.cpu_count()), used_seconds()
-    if now is None or threads == 1:
-        return
-    everything, own, clock = (after - before for after, before in zip(now, STARTED))
-    free = os.cpu_count() - round((everything - own) / clock)
-    if free < threads:
-        print(f"Note: other programs keep cores busy. Training is faster with OMP_NUM_THREADS={max(free, 1)}.")
 
 
 class Terminated(KeyboardInterrupt):

@@ -464,7 +464,7 @@ def draw_curves(out_dir):
             right.plot(epochs, accuracies, line, color=colour, linewidth=1.4, **marker)
     left.axhline(SOFTMAX_TWICE_FLOOR, color="0.7", linewidth=1)
     left.annotate(
-        f"floor of the loss with softmax twice: {SOFTMAX_TWICE_FLOOR:.2f}",
+        f"floor of the loss\nwith softmax twice: {SOFTMAX_TWICE_FLOOR:.2f}",
         (0.98, SOFTMAX_TWICE_FLOOR),
         xycoords=("axes fraction", "data"),
         xytext=(0, -3),
@@ -503,6 +503,26 @@ def draw_recall(out_dir):
     save(figure, (Path(out_dir) / runs.RECALL).with_suffix(".png"))
 
 
+def draw_panels(path, panels, draw, across, up, height):
+    """A picture of one panel for each entry of `panels`, three in a row, and one legend for all: draw(axes, key, value)
+    draws one of them."""
+    columns, rows = 3, -(-len(panels) // 3)
+    figure = Figure(figsize=(9, 0.6 + height * rows), layout="constrained")
+    places = figure.subplots(rows, columns, sharex=bool(across), sharey=True, squeeze=False).flatten()
+    for axes, (key, value) in zip(places, panels.items()):
+        draw(axes, key, value)
+        axes.grid(alpha=0.3)
+    places[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    for axes in places[len(panels) :]:
+        axes.axis("off")
+    if across:
+        figure.supxlabel(across, fontsize=11)
+    figure.supylabel(up, fontsize=11)
+    handles, labels = places[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    save(figure, path)
+
+
 def draw_calibrations(out_dir):
     """calibrations.png: the reliability diagrams of all models on the test split, before and after the temperature."""
     names = ("temperature", "expected_calibration_error", "samples", "confidence", "accuracy")
@@ -510,11 +530,9 @@ def draw_calibrations(out_dir):
     for row in runs.read_rows(Path(out_dir) / runs.CALIBRATIONS, "model", "when", *names):
         values = {name: float(row[name]) for name in names}
         curves.setdefault(row["model"], {}).setdefault(row["when"], []).append(values)
-    columns = 3
-    figure = Figure(figsize=(9, 0.6 + 3 * -(-len(curves) // columns)), layout="constrained")
-    panels = figure.subplots(-(-len(curves) // columns), columns, sharex=True, sharey=True, squeeze=False).flatten()
     labels = {"before": "before", "after": "after division of the logits by T"}
-    for axes, (model, by_when) in zip(panels, curves.items()):
+
+    def draw(axes, model, by_when):
         axes.plot([0, 1], [0, 1], "--", color="0.45", linewidth=1, label="as probable as it says")
         errors = []
         for (when, bins), (line, colour) in zip(by_when.items(), LINE_STYLES[1::-1]):
@@ -524,16 +542,10 @@ def draw_calibrations(out_dir):
         axes.set_title(f"{model}: T = {bins[0]['temperature']:.2f}", fontsize=11)
         inside(axes, 0.7, 0.05, f"error {' → '.join(errors)}", fontsize=10)
         axes.set(xlim=(0, 1), ylim=(0, 1))
-        axes.grid(alpha=0.3)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(PercentFormatter(1, decimals=0))
-    for axes in panels[len(curves) :]:
-        axes.axis("off")
-    figure.supxlabel("probability of the predicted class", fontsize=11)
-    figure.supylabel("share that is right", fontsize=11)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
-    save(figure, (Path(out_dir) / runs.CALIBRATIONS).with_suffix(".png"))
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+    path = (Path(out_dir) / runs.CALIBRATIONS).with_suffix(".png")
+    draw_panels(path, curves, draw, "probability of the predicted class", "share that is right", 3)
 
 
 def draw_robustness(out_dir):
@@ -544,23 +556,15 @@ def draw_robustness(out_dir):
         curve = curves.setdefault(row["transformation"], {}).setdefault(row["model"], ([], []))
         curve[0].append(float(row["amount"]))
         curve[1].append(float(row["test_accuracy"]))
-    columns = 3
-    figure = Figure(figsize=(9, 0.6 + 2.9 * -(-len(curves) // columns)), layout="constrained")
-    panels = figure.subplots(-(-len(curves) // columns), columns, sharey=True, squeeze=False).flatten()
-    for axes, (kind, by_model) in zip(panels, curves.items()):
+
+    def draw(axes, kind, by_model):
         models = sorted(by_model, key=lambda model: -by_model[model][1][0])
         for model, (line, colour) in zip(models, itertools.cycle(LINE_STYLES)):
             axes.plot(*by_model[model], line, color=colour, markersize=5, label=model)
         axes.set(xlabel=CHANGE_LABELS.get(kind, kind), ylim=(0, 1))
         axes.set_xticks(by_model[models[0]][0])
-        axes.grid(alpha=0.3)
-    panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    for axes in panels[len(curves) :]:
-        axes.axis("off")
-    figure.supylabel("test accuracy", fontsize=11)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
-    save(figure, (Path(out_dir) / runs.ROBUSTNESS).with_suffix(".png"))
+
+    draw_panels((Path(out_dir) / runs.ROBUSTNESS).with_suffix(".png"), curves, draw, None, "test accuracy", 2.9)
 
 
 def draw_changed(out_dir):

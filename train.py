@@ -61,8 +61,6 @@ def main(argv=None):
                 runs.save_checkpoint(last, saved | {"settings": dataclasses.asdict(recipe)})
             else:
                 model, splits = prepare(arguments.model, arguments.dataset, arguments.data_dir, recipe, device)
-                if device.type == "cpu" and not saved:  # another number of threads would give other bits
-                    command.note_busy_cores()
                 started = saved["environment"] if saved else None
                 environment = command.describe_environment(device, arguments.precision, arguments.compile, started)
                 about = {"model": arguments.model, "dataset": arguments.dataset, "environment": environment}

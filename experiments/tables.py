@@ -237,6 +237,25 @@ def softmax():
     return [[*header, "test", "95% interval", "calibration error"], *rows]
 
 
+def search():
+    """The search for the improved recipe, from the least computation on."""
+    rows = sorted(runs.read_rows(EXPERIMENTS / "search.csv"), key=lambda row: float(row["pflop"]))
+    header = ["run", "widths", "epochs", "PFLOP", "minutes", "validation accuracy", "loss"]
+    optimizers = {"sgd": "SGD", "muon": "Muon"}
+    return [header] + [
+        [
+            f"{optimizers[row['optimizer']]}: {row['what']}",
+            row["widths"].replace("-", ", "),
+            row["epochs"],
+            f"{float(row['pflop']):.2f}",
+            row["minutes"],
+            share(float(row["validation_accuracy"])),
+            f"{float(row['validation_loss']):.3f}",
+        ]
+        for row in rows
+    ]
+
+
 def speed():
     measured, rows = json.loads((EXPERIMENTS / "throughput.json").read_text()), []
     for name, values in measured["steps"].items():
@@ -254,7 +273,9 @@ TABLES = {
     function.__name__: function
     for function in (split, comparison, costs, steps, seeds, splits_of_cnn2, classes_of_cnn2, fitting)
 }
-TABLES |= {function.__name__: function for function in (confusions, calibration, new_data, robustness, softmax, speed)}
+TABLES |= {
+    function.__name__: function for function in (confusions, calibration, new_data, robustness, softmax, search, speed)
+}
 TABLES |= {f"layers_{name}": lambda name=name: layers(name) for name in models.MODELS}
 
 if __name__ == "__main__":

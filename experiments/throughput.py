@@ -17,18 +17,21 @@ What is behind the difference, on a CPU with native bf16: no DataLoader and no P
 channels_last from the uint8 images to the fully connected layers, whose flattening is then a view; bf16 autocast;
 pooling before ReLU; the fused AdamW.
 
-Tried, and of no use at batch 32: OMP_WAIT_POLICY=active, OMP_PROC_BIND=true, a longer GOMP_SPINCOUNT, 2x2 pooling as a
-tree of torch.maximum (faster forward, much slower backward).
+Tried, and of no use at batch 32: OMP_WAIT_POLICY=active, a longer GOMP_SPINCOUNT, 2x2 pooling as a tree of
+torch.maximum (faster forward, much slower backward).
 
-Then, of cnn2 and vgg: an image's time in larger batches, with the peak memory, and a step's time beside a process that
-keeps a core busy, with all threads and with one. Of cnn2: what validation, history and checkpoints add to an epoch;
-epochs of a quarter, half and all of the training split. Of the command: the time to its first step, its peak memory.
+Then, of cnn2 and vgg: an image's time in larger batches, with the peak memory, and a step's time alone and beside a
+process that keeps a core busy, with threads bound to cores (command.bind_threads) and free. Of cnn2: what validation,
+history and checkpoints add to an epoch; epochs of a quarter, half and all of the training split. Of the command: the
+time to its first step, its peak memory.
 """
 
 import command
 
+import contextlib
 import json
 import multiprocessing
+import os
 import platform
 import statistics
 import subprocess
@@ -83,7 +86,7 @@ def main(argv=None):
         results["steps"][name] = compare(name, splits["train"], arguments.data_dir, precision, arguments.rounds)
     few = min(arguments.rounds, 3)
     results["batches"] = {name: measure_batches(name, arguments.data_dir, precision, few) for name in ("cnn2", "vgg")}
-    results["busy"] = {name: measure_busy(name, splits["train"], precision, few) for name in ("cnn2", "vgg")}
+    results["busy"] = {name: measure_busy(name, arguments.data_dir, precision, few) for name in ("cnn2", "vgg")}
     for title in ("batches", "busy"):
         print(f"\n{title}: {json.dumps(results[title], indent=1)}")
     results["epoch"] = measure_epoch(splits, precision, few)
@@ -139,7 +142,9 @@ class UsualScript:
         )
         self.model.train()
         running_loss = 0.0
-        for step, (inputs, labels) in enumerate(loader):
+        with all_cores():
+            batches = iter(loader)
+        for step, (inputs, labels) in enumerate(batches):
             inputs, labels = inputs.to(self.device), labels.to(self.device)
             self.optimizer.zero_grad()
             loss = self.criterion(self.model(inputs), labels)
@@ -230,7 +235,7 @@ def measure_batches(name, data_dir, precision, rounds):
     measured = {size: [] for size in (32, 128, 512)}
     for _ in range(rounds):
         for size, values in measured.items():
-            with multiprocessing.get_context("spawn").Pool(1) as process:
+            with new_process() as process:
                 values.append(process.apply(measure_batch, (name, data_dir, precision, images, size)))
     return {
         f"batch {size}": {
@@ -252,22 +257,54 @@ def measure_batch(name, data_dir, precision, images, size):
     return timed(project.epoch, images, size), megabytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
-def measure_busy(name, split, precision, rounds):
-    """Milliseconds a step with all threads and with one, alone and beside a process that keeps a core busy."""
-    project, steps = Project(name, split, precision), 15 if name == "vgg" else 150
-    everything, busy = torch.get_num_threads(), [sys.executable, "-c", "while True: pass"]
-    measured = {f"{threads} threads, {state}": [] for threads in (everything, 1) for state in ("alone", "busy")}
+def measure_busy(name, data_dir, precision, rounds):
+    """Milliseconds a step with bound and with free threads, alone and beside a process that keeps a core busy."""
+    measured = {f"{threads}, {state}": [] for threads in ("bound", "free") for state in ("alone", "busy")}
+    before = os.environ.get("OMP_PROC_BIND")
     for _ in range(rounds):
-        for title, values in measured.items():
-            torch.set_num_threads(int(title.split()[0]))
-            other = subprocess.Popen(busy) if title.endswith("busy") else None
-            project.resident(2)
-            values.append(timed(project.resident, steps) * 1000 / steps)
-            if other:
-                other.kill()
-                other.wait()
-    torch.set_num_threads(everything)
+        for threads in ("bound", "free"):
+            os.environ["OMP_PROC_BIND"] = str(threads == "bound").lower()
+            with new_process() as process:
+                for state in ("alone", "busy"):
+                    milliseconds = process.apply(measure_step, (name, data_dir, precision, state == "busy"))
+                    measured[f"{threads}, {state}"].append(milliseconds)
+    if before:
+        os.environ["OMP_PROC_BIND"] = before
     return {title: summary(values) for title, values in measured.items()}
+
+
+def measure_step(name, data_dir, precision, busy):
+    """Milliseconds of a step in this process, beside another one that computes if `busy`."""
+    split = data.load_splits("cifar10", data_dir, ["validation"])["validation"].to(command.choose_device("auto"))
+    project, steps = Project(name, split, precision), 20 if name == "vgg" else 200
+    with all_cores():
+        other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
+    project.resident(5)
+    seconds = timed(project.resident, steps)
+    if other:
+        other.kill()
+        other.wait()
+    return 1000 * seconds / steps
+
+
+@contextlib.contextmanager
+def all_cores():
+    """Start processes here that may use all cores: they would inherit the one that this thread is bound to."""
+    if not hasattr(os, "sched_setaffinity"):  # but on Linux, where command.bind_threads does nothing
+        yield
+        return
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count()))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, own)
+
+
+def new_process():
+    """A pool of one process, whose memory and threads nothing before has touched."""
+    with all_cores():
+        return multiprocessing.get_context("spawn").Pool(1)
 
 
 def measure_command(data_dir):
@@ -277,9 +314,10 @@ def measure_command(data_dir):
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, ROOT / "train.py", "--model", "cnn2", "--epochs", "1"]
         start = time.perf_counter()
-        process = subprocess.Popen(
-            [*words, "--data-dir", data_dir, "--out-dir", folder], stdout=subprocess.PIPE, text=True
-        )
+        with all_cores():
+            process = subprocess.Popen(
+                [*words, "--data-dir", data_dir, "--out-dir", folder], stdout=subprocess.PIPE, text=True
+            )
         while not process.stdout.readline().startswith("cnn2 on cifar10"):  # which precedes the first epoch
             if process.poll() is not None:
                 break

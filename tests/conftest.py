@@ -1,11 +1,14 @@
 """What the tests share. Nothing here or in a test needs a network; real training is done on scikit-learn's digits."""
 
+import os
+
+os.environ.setdefault("OMP_PROC_BIND", "false")  # else commands that a test starts would inherit this process's core
+
 import command
 
 import contextlib
 import functools
 import io
-import os
 import signal
 import subprocess
 import sys

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 import runs
 from conftest import ROOT, start
@@ -29,14 +28,23 @@ def test_what_is_not_needed_for_an_answer_is_not_imported(script):
     assert "numpy" in imported and not imported & {"torchvision", "sklearn", "scipy"}
 
 
-@pytest.mark.parametrize(("others", "noted"), [(0.2, False), (1.1, True)])
-def test_cores_that_other_programs_use_are_noted(capsys, monkeypatch, others, noted):
-    monkeypatch.setattr(command, "STARTED", (1000.0, 1.0, 50.0))
-    monkeypatch.setattr(command, "used_seconds", lambda: (1000.0 + 10 * (1 + others), 11.0, 60.0))
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    command.note_busy_cores()
-    assert ("OMP_NUM_THREADS=1" in capsys.readouterr().out) is noted
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenMP binds threads on Linux only")
+@pytest.mark.parametrize("setting", [{}, {"OMP_PROC_BIND": "false"}, {"OMP_NUM_THREADS": "2"}])
+def test_threads_keep_to_cores_unless_the_user_says_otherwise(setting):
+    program = """
+import command
+import os
+before = os.sched_getaffinity(0)
+import torch
+torch.rand(10**7).sum()
+print(len(before) > 1 and os.sched_getaffinity(0) < before)
+"""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=kept | setting, capture_output=True, text=True, check=True
+    )
+    bound = not setting and len(os.sched_getaffinity(0)) > 1
+    assert done.stdout.strip() == str(bound)
 
 
 def test_second_ctrl_c_while_the_first_is_answered_gives_no_traceback(tmp_path):
