@@ -35,7 +35,7 @@ LINE_STYLES = list(zip(("o-", "s--", "^-.", "D:", "v-"), (BLUE, ORANGE, GREEN, P
 CHANGE_LABELS = {
     "shift": "shift in pixels",
     "rotation": "rotation in degrees",
-    "noise": "noise, std. of a pixel",
+    "noise": "noise, std. in grey levels",
     "blur": "blur, std. in pixels",
     "contrast": "lost share of contrast",
     "jpeg": "JPEG, 100 − quality",
@@ -576,7 +576,7 @@ def draw_changed(out_dir):
     columns = max(map(len, by_kind.values()))
     across, down = 38, 40
     picture = np.full((len(by_kind) * down, columns * across, 3), 255, np.uint8)
-    figure = Figure(figsize=(1.3 * columns + 1.2, 1.35 * len(by_kind)), layout="constrained")
+    figure = Figure(figsize=(1.3 * columns + 1.2, 1.35 * len(by_kind)), layout="compressed")
     axes = figure.subplots()
     for row, versions in enumerate(by_kind.values()):
         for column, (image, amount) in enumerate(versions):

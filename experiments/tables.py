@@ -211,19 +211,32 @@ def new_data():
     return [["network", *header], *rows]
 
 
-def robustness():
-    chosen = {"shift": (0, 1, 2, 4, 8), "rotation": (10, 20, 30, 60, 90)}  # the picture shows the others
+def changed_images(titles):
+    """Test accuracy on images that are changed as the keys of `titles` say: (kind, amount)."""
     accuracy = {
         (row["model"], row["transformation"], float(row["amount"])): float(row["test_accuracy"])
         for row in runs.read_rows(RESULTS / runs.ROBUSTNESS)
     }
-    units = {"shift": "{} px", "rotation": "{}°"}
-    header = ["network", *(units[kind].format(amount) for kind, amounts in chosen.items() for amount in amounts)]
-    rows = [
-        [code(name), *(f"{accuracy[name, kind, amount]:.1%}" for kind in chosen for amount in chosen[kind])]
-        for name in NETWORKS
-    ]
-    return [header, *rows]
+    rows = [[code(name), *(f"{accuracy[(name, *change)]:.1%}" for change in titles)] for name in RUNS]
+    return [["network", *titles.values()], *rows]
+
+
+def robustness():
+    shifts = {("shift", amount): f"{amount} px" for amount in (0, 1, 2, 4, 8)}
+    return changed_images(shifts | {("rotation", amount): f"{amount}°" for amount in (10, 20, 30, 60, 90)})
+
+
+def conditions():
+    return changed_images(
+        {
+            ("noise", 0): "as they are",
+            ("noise", 10): "noise 10",
+            ("noise", 20): "noise 20",
+            ("blur", 1): "blur 1 px",
+            ("contrast", 0.5): "half the contrast",
+            ("jpeg", 50): "JPEG quality 50",
+        }
+    )
 
 
 def softmax():
@@ -271,10 +284,10 @@ def speed():
 
 TABLES = {
     function.__name__: function
-    for function in (split, comparison, costs, steps, seeds, splits_of_cnn2, classes_of_cnn2, fitting)
-}
-TABLES |= {
-    function.__name__: function for function in (confusions, calibration, new_data, robustness, softmax, search, speed)
+    for function in (
+        *(split, comparison, costs, steps, seeds, splits_of_cnn2, classes_of_cnn2, fitting, confusions, calibration),
+        *(new_data, robustness, conditions, softmax, search, speed),
+    )
 }
 TABLES |= {f"layers_{name}": lambda name=name: layers(name) for name in models.MODELS}
 
