@@ -105,7 +105,7 @@ def save(figure, path):
     runs.write_atomically(path, picture.getvalue())
 
 
-def inside(axes, x, y, text, **style):
+def write(axes, x, y, text, **style):
     """Centred text within the axes, which need not be measured for the layout: that would take most of its time."""
     axes.text(x, y, text, ha="center", **style).set_in_layout(False)
 
@@ -179,7 +179,7 @@ def draw_confusion_matrix(folder, metrics, split):
         text = f"{count:,}\n{share:.1%}" if count else "0"
         dark = row != column and share > 0.6 * mistakes.max()
         weight = "bold" if row == column else "normal"
-        inside(axes, column, row, text, va="center", fontsize=8, color="white" if dark else "black", weight=weight)
+        write(axes, column, row, text, va="center", fontsize=8, color="white" if dark else "black", weight=weight)
     axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="predicted class", ylabel="true class")
@@ -277,7 +277,7 @@ def draw_predictions(folder, name, title):
         text = f"{classes[predicted]} {probabilities[position, predicted]:.2%}\n"
         text += f"label: {classes[labels[position]]}, loss {losses[position]:.2f}"
         style = {"color": ORANGE, "weight": "bold"} if wrong and name == runs.RANDOM else {}
-        inside(axes, left + 15.5, bottom - 33.5, text, va="bottom", fontsize=8.5, **style)
+        write(axes, left + 15.5, bottom - 33.5, text, va="bottom", fontsize=8.5, **style)
     axes.imshow(picture, interpolation="nearest")
     figure.suptitle(
         f"{run_title(folder)}, test split: {title.format(len(images))}\n"
@@ -308,7 +308,7 @@ def draw_filters(folder):
             side = len(picture) / rows
             for number in np.flatnonzero(vanished):
                 x, y = (number % columns + 0.5) * side, (number // columns + 0.5) * side
-                inside(axes, x, y, "×", va="center", fontsize=20, color="black")
+                write(axes, x, y, "×", va="center", fontsize=20, color="black")
         axes.set_title(title, fontsize=10)
         axes.axis("off")
     change = (
@@ -350,7 +350,7 @@ def draw_inside(folder):
         put(image.transpose(1, 2, 0) / 255, row, 0)
         predicted = probabilities[row].argmax()
         verdict = "right" if predicted == labels[row] else "wrong"
-        inside(
+        write(
             axes,
             left[0] + cell / 2,
             row * down + caption - 2,
@@ -367,7 +367,7 @@ def draw_inside(folder):
         largest = max(np.abs(occlusion[row]).max(), 0.01)
         put(matplotlib.colormaps["PuOr"](0.5 - occlusion[row] / (2 * largest))[..., :3], row, len(blocks) + 1)
         place = left[-2] + cell / 2, row * down + caption - 2
-        inside(axes, *place, f"{-occlusion[row].max():+.0%} to {-occlusion[row].min():+.0%}", va="bottom", fontsize=9)
+        write(axes, *place, f"{-occlusion[row].max():+.0%} to {-occlusion[row].min():+.0%}", va="bottom", fontsize=9)
         top, height = row * down + caption, cell / len(classes)
         centres = top + height * (np.arange(len(classes)) + 0.5)
         colours = [ORANGE if number == labels[row] else "0.6" for number in range(len(classes))]
@@ -379,7 +379,7 @@ def draw_inside(folder):
     titles = ["image", *(f"block {number}" for number in range(1, len(blocks) + 1)), "occlusion", "probabilities"]
     for title, x in zip(titles, left):
         shift = cell if title == "probabilities" else cell / 2
-        inside(axes, x + shift, -4, title, va="bottom", fontsize=10, weight="bold")
+        write(axes, x + shift, -4, title, va="bottom", fontsize=10, weight="bold")
     axes.set_ylim(len(picture), -30)
     figure.suptitle(
         f"{run_title(folder)}: the first three test images that are recognised, and the first three that aren't"
@@ -540,7 +540,7 @@ def draw_calibrations(out_dir):
             axes.plot(*zip(*shown), line, color=colour, markersize=4, label=labels[when])
             errors.append(f"{bins[0]['expected_calibration_error']:.1%}")
         axes.set_title(f"{model}: T = {bins[0]['temperature']:.2f}", fontsize=11)
-        inside(axes, 0.7, 0.05, f"error {' → '.join(errors)}", fontsize=10)
+        write(axes, 0.7, 0.05, f"error {' → '.join(errors)}", fontsize=10)
         axes.set(xlim=(0, 1), ylim=(0, 1))
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
@@ -582,7 +582,7 @@ def draw_changed(out_dir):
         for column, (image, amount) in enumerate(versions):
             top, left = row * down + 7, column * across + 3
             picture[top : top + 32, left : left + 32] = image.transpose(1, 2, 0)
-            inside(axes, left + 15.5, top - 1, f"{amount:g}", va="bottom", fontsize=9)
+            write(axes, left + 15.5, top - 1, f"{amount:g}", va="bottom", fontsize=9)
     axes.imshow(picture, interpolation="nearest")
     axes.set_yticks(np.arange(len(by_kind)) * down + 23, [CHANGE_LABELS.get(kind, kind) for kind in by_kind])
     axes.set_xticks([])
