@@ -32,7 +32,7 @@ def bind_threads():
     would put two of them on one core, and one would wait for the other's turn to end. A setting of the user's wins; so
     does a number of threads, since runs side by side would all be bound to the first cores.
     """
-    set_already = any(name.startswith(("OMP_", "GOMP_", "KMP_")) for name in os.environ)
+    set_already = any(name.startswith(("OMP_", "GOMP_")) for name in os.environ)
     if sys.platform == "linux" and not set_already:
         os.environ.update(OPENMP)
 

@@ -39,7 +39,7 @@ import torch
 torch.rand(10**7).sum()
 print(len(before) > 1 and os.sched_getaffinity(0) < before)
 """
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, env=kept | setting, capture_output=True, text=True, check=True
     )

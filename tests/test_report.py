@@ -243,12 +243,12 @@ def improvement():
     assert 85 < history_of("vgg")["seconds"].sum() / 60 < 95
     assert metrics_of("vgg")["multiply_adds"] // 1e6 == 153 and metrics_of(IMPROVED)["multiply_adds"] // 1e6 == 118
     searched = runs.read_rows(EXPERIMENTS / "search.csv")
-    sgd, bare, _, _, _, long, _, muon, long_muon, _, wide = (float(row["validation_accuracy"]) for row in searched)
-    assert wide == max(float(row["validation_accuracy"]) for row in searched if row["optimizer"] == "muon")
+    sgd, bare, _, _, _, long, _, muon, long_muon, *wide = (float(row["validation_accuracy"]) for row in searched)
+    assert len(wide) == 4
     assert max(float(row["validation_accuracy"]) for row in searched) < 0.94
     yield f"8 epochs of `vgg_fast` reached {sgd:.2%} validation accuracy with SGD and {muon:.2%} with Muon."
     yield f"Three times as many epochs reached {long:.2%} with SGD and {long_muon:.2%} with Muon."
-    yield f"wider network, {wide:.2%}, whose"
+    yield f"reached {min(wide):.2%} to {max(wide):.2%}."
     yield f"8 epochs with SGD reached {bare:.2%}."
     yield f"it claims {confidence_of(IMPROVED):.2%} on average."
 
