@@ -22,7 +22,6 @@ except ImportError:  # Windows: no locks there
     fcntl = None
 
 DEFAULT_DATA_DIR = Path("data")
-OPENMP = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
 
 
 def bind_threads():
@@ -34,7 +33,7 @@ def bind_threads():
     """
     set_already = any(name.startswith(("OMP_", "GOMP_")) for name in os.environ)
     if sys.platform == "linux" and not set_already:
-        os.environ.update(OPENMP)
+        os.environ.update(OMP_PROC_BIND="true", OMP_PLACES="cores")
 
 
 bind_threads()

@@ -263,11 +263,11 @@ def draw_predictions(folder, name, title):
     images, labels, probabilities, losses, classes = runs.read_arrays(
         folder / name, "images", "labels", "probabilities", "losses", "classes"
     )
-    figure = Figure(figsize=(8, 9.2), layout="constrained")
+    figure = Figure(figsize=(8, 9.8), layout="constrained")
     axes = figure.subplots()
     axes.axis("off")
     # All in one picture: 25 axes would take six times as long to lay out.
-    columns, down, right = 5, 43, 40  # pixels from one image to the next, its caption above it
+    columns, down, right = 5, 46, 40  # pixels from one image to the next, its caption above it
     picture = np.full((columns * down, columns * right, 3), 255, np.uint8)
     for position, image in enumerate(images):
         bottom, left = (position // columns + 1) * down, position % columns * right + (right - 32) // 2
@@ -275,13 +275,13 @@ def draw_predictions(folder, name, title):
         predicted = probabilities[position].argmax()
         wrong = predicted != labels[position]
         text = f"{classes[predicted]} {probabilities[position, predicted]:.2%}\n"
-        text += f"label: {classes[labels[position]]}, loss {losses[position]:.2f}"
+        text += f"label: {classes[labels[position]]}\nloss {losses[position]:.2f}"
         style = {"color": ORANGE, "weight": "bold"} if wrong and name == runs.RANDOM else {}
         write(axes, left + 15.5, bottom - 33.5, text, va="bottom", fontsize=8.5, **style)
     axes.imshow(picture, interpolation="nearest")
     figure.suptitle(
         f"{run_title(folder)}, test split: {title.format(len(images))}\n"
-        "predicted class and its probability; below it the label, and the loss with respect to it"
+        "predicted class and its probability; the label; the loss with respect to it"
     )
     save(figure, (folder / name).with_suffix(".png"))
 
@@ -312,7 +312,7 @@ def draw_filters(folder):
         axes.set_title(title, fontsize=10)
         axes.axis("off")
     change = (
-        "is not trained"
+        "this layer is not trained"
         if np.array_equal(start, weights)
         else (
             f"norm of all: {np.linalg.norm(weights) / np.linalg.norm(start):.2f} of its start; "
@@ -515,6 +515,8 @@ def draw_panels(path, panels, draw, across, up, height):
     places[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     for axes in places[len(panels) :]:
         axes.axis("off")
+    for axes in places[max(0, len(panels) - columns) : len(panels)]:
+        axes.tick_params(labelbottom=True)  # below some of them there is no panel that would have the labels
     if across:
         figure.supxlabel(across, fontsize=11)
     figure.supylabel(up, fontsize=11)

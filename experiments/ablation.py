@@ -4,8 +4,8 @@ Usage:
 
     python -m experiments.ablation [ROW...] [--seeds N] [--epochs N]
 
-Each row leaves out one part and keeps the others; `all` keeps all. Without the
-schedule, and without Muon, another learning rate is needed: it was not searched for.
+Each row leaves out one part and keeps the others; `all` keeps all. Without the schedule, and without Muon, another
+learning rate is needed: it was not searched for.
 """
 
 import command

@@ -174,13 +174,19 @@ def confusions(count=8):
     return [["true class", "taken for", *map(code, RUNS)], *rows]
 
 
+def confidence_of(name):
+    """The mean probability of the predicted class on the test images."""
+    (probabilities,) = runs.read_arrays(RESULTS / name / runs.PREDICTIONS, "probabilities")
+    return probabilities.max(axis=1).mean(dtype=np.float64)
+
+
 def calibration():
     rows = []
     for name in RUNS:
         test = metrics_of(name)["test"]
-        with np.load(RESULTS / name / runs.PREDICTIONS) as saved:
-            confidence = saved["probabilities"].max(axis=1).mean(dtype=np.float64)
-        rows.append([code(name), share(confidence), share(test["accuracy"]), share(test["expected_calibration_error"])])
+        rows.append(
+            [code(name), share(confidence_of(name)), share(test["accuracy"]), share(test["expected_calibration_error"])]
+        )
     return [["network", "mean probability of the predicted class", "accuracy", "calibration error"], *rows]
 
 
@@ -211,12 +217,17 @@ def new_data():
     return [["network", *header], *rows]
 
 
-def changed_images(titles):
-    """Test accuracy on images that are changed as the keys of `titles` say: (kind, amount)."""
-    accuracy = {
+def changed_accuracies():
+    """The test accuracy on changed images, a dict by (network, kind of change, amount)."""
+    return {
         (row["model"], row["transformation"], float(row["amount"])): float(row["test_accuracy"])
         for row in runs.read_rows(RESULTS / runs.ROBUSTNESS)
     }
+
+
+def changed_images(titles):
+    """Test accuracy on images that are changed as the keys of `titles` say: (kind, amount)."""
+    accuracy = changed_accuracies()
     rows = [[code(name), *(f"{accuracy[(name, *change)]:.1%}" for change in titles)] for name in RUNS]
     return [["network", *titles.values()], *rows]
 
