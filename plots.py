@@ -115,7 +115,7 @@ def run_title(folder):
 
 
 def draw_loss(folder, metrics):
-    """loss_plot.png: loss and accuracy by epoch, the kept epoch and the lowest validation loss marked."""
+    """loss_plot.png: loss and accuracy by epoch, the best epoch and the lowest validation loss marked."""
     history = runs.read_history(folder)
     epochs = history["epoch"]
     best = metrics["best_epoch"] - 1
@@ -127,14 +127,9 @@ def draw_loss(folder, metrics):
         axes.plot(epochs, history[f"train_{quantity}"], "--", color=BLUE, label="training")
         validation = history[f"validation_{quantity}"]
         axes.plot(epochs, validation, "-", color=ORANGE, label="validation")
-        axes.axvline(epochs[lowest], color="0.45", linestyle=":", linewidth=1)
-        axes.plot(
-            epochs[lowest],
-            validation[lowest],
-            "v",
-            color="black",
-            label=f"lowest validation loss: epoch {epochs[lowest]:.0f}",
-        )
+        axes.axvline(epochs[lowest], color="black", linestyle=":", linewidth=1)
+        label = f"lowest validation loss: epoch {epochs[lowest]:.0f}"
+        axes.plot(epochs[lowest], validation[lowest], "v:", color="black", linewidth=1, label=label)
         axes.plot(
             epochs[best],
             validation[best],
@@ -142,13 +137,12 @@ def draw_loss(folder, metrics):
             color="black",
             fillstyle="none",
             markersize=9,
-            label=f"best validation accuracy, kept: epoch {epochs[best]:.0f}",
+            label=f"best epoch, by validation accuracy: {epochs[best]:.0f}",
         )
         axes.set(xlabel="epoch", ylabel=quantity)
         axes.set_xlim(1 - 0.02 * len(epochs), len(epochs) + 0.02 * len(epochs))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("cross-entropy loss")
     figure.axes[1].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     figure.suptitle(f"{run_title(folder)}: training and validation by epoch")
     figure.legend(
@@ -239,9 +233,9 @@ def draw_calibration(folder, metrics):
         edgecolor=ORANGE,
         hatch="///",
         linewidth=0.6,
-        label="gap to the mean probability",
+        label="gap to the mean probability there",
     )
-    upper.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="no gap: as probable as it says")
+    upper.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="perfect calibration")
     upper.set(ylabel=f"accuracy, in bins of {FEW} images or more", xlim=(0, 1), ylim=(0, 1))
     upper.set_title(
         f"{run_title(folder)}, test split\nexpected calibration error {test['expected_calibration_error']:.2%}"
@@ -293,16 +287,18 @@ def draw_filters(folder):
     vanished = norms["b"] < VANISHED * norms["a"]
     columns = 8
     rows = -(-len(weights) // columns)
+    trained = not np.array_equal(start, weights)
+    panels = {"at the start": start, "at the end": weights} if trained else {"not trained": start}
     figure = Figure(figsize=(8, 1.1 + 0.47 * rows), layout="constrained")
-    for axes, kernels, title in zip(figure.subplots(1, 2), (start, weights), ("at the start", "at the end")):
+    for axes, (title, kernels) in zip(figure.subplots(1, len(panels), squeeze=False).flatten(), panels.items()):
         largest = np.maximum(np.abs(kernels).max(axis=(1, 2, 3), keepdims=True), 1e-12)
         tiles = (
             (0.5 + kernels / (2 * largest))
             .repeat(48 // kernels.shape[2], axis=2)
             .repeat(48 // kernels.shape[3], axis=3)
         )
-        tiles = np.pad(tiles, [(0, -len(tiles) % columns), (0, 0), (0, 0), (0, 0)], constant_values=1)
-        picture = mosaic(tiles.reshape(rows, columns, *tiles.shape[1:]))
+        tiles = np.pad(tiles, [(0, -len(tiles) % columns), (0, 0), (0, 0), (0, 0)], constant_values=0.75)
+        picture = mosaic(tiles.reshape(rows, columns, *tiles.shape[1:]), 0.75)  # a kernel may be all white
         axes.imshow(picture, interpolation="nearest")
         if title == "at the end":
             side = len(picture) / rows
@@ -311,16 +307,12 @@ def draw_filters(folder):
                 write(axes, x, y, "×", va="center", fontsize=20, color="black")
         axes.set_title(title, fontsize=10)
         axes.axis("off")
-    change = (
-        "this layer is not trained"
-        if np.array_equal(start, weights)
-        else (
-            f"norm of all: {np.linalg.norm(weights) / np.linalg.norm(start):.2f} of its start; "
-            f"{vanished.sum()} kernels (×) have shrunk below {VANISHED:.0%} of theirs"
-        )
-    )
+    change = ""
+    if trained:
+        change = f"\nThe norm of the layer is {np.linalg.norm(weights) / np.linalg.norm(start):.2f} times that at the start"
+        change += f"; {vanished.sum()} kernels have shrunk below {VANISHED:.0%} of theirs (×)" if vanished.any() else ""
     figure.suptitle(
-        f"{run_title(folder)}: the {len(weights)} kernels of the first convolution, each scaled by itself\n{change}",
+        f"{run_title(folder)}: the {len(weights)} kernels of the first convolution, each scaled by itself{change}",
         fontsize=10,
     )
     save(figure, (folder / runs.FILTERS).with_suffix(".png"))
@@ -367,14 +359,19 @@ def draw_inside(folder):
         largest = max(np.abs(occlusion[row]).max(), 0.01)
         put(matplotlib.colormaps["PuOr"](0.5 - occlusion[row] / (2 * largest))[..., :3], row, len(blocks) + 1)
         place = left[-2] + cell / 2, row * down + caption - 2
-        write(axes, *place, f"{-occlusion[row].max():+.0%} to {-occlusion[row].min():+.0%}", va="bottom", fontsize=9)
+        change = f"{-100 * occlusion[row].max():+.0f} to {-100 * occlusion[row].min():+.0f} points".replace("-", "−")
+        write(axes, *place, change, va="bottom", fontsize=9)
         top, height = row * down + caption, cell / len(classes)
         centres = top + height * (np.arange(len(classes)) + 0.5)
         colours = [ORANGE if number == labels[row] else "0.6" for number in range(len(classes))]
         start = left[-1] + 0.75 * cell
-        axes.barh(centres, probabilities[row] * 1.2 * cell, 0.8 * height, start, color=colours)
-        for centre, label in zip(centres, classes):
+        axes.barh(centres, probabilities[row] * cell, 0.8 * height, start, color=colours)
+        for number, (centre, label) in enumerate(zip(centres, classes)):
             axes.text(start - 4, centre, label, ha="right", va="center", fontsize=6.5).set_in_layout(False)
+            if number in (predicted, labels[row]):
+                share = probabilities[row, number]
+                end = start + share * cell + 4
+                axes.text(end, centre, f"{share:.0%}", va="center", fontsize=6.5).set_in_layout(False)
     axes.imshow(picture, interpolation="nearest")
     titles = ["image", *(f"block {number}" for number in range(1, len(blocks) + 1)), "occlusion", "probabilities"]
     for title, x in zip(titles, left):
@@ -382,16 +379,17 @@ def draw_inside(folder):
         write(axes, x + shift, -4, title, va="bottom", fontsize=10, weight="bold")
     axes.set_ylim(len(picture), -30)
     figure.suptitle(
-        f"{run_title(folder)}: the first three test images that are recognised, and the first three that aren't"
+        f"{run_title(folder)}: the first three test images that are recognised, and the first three that aren't\n"
+        "occlusion: how a grey square there changes the label's probability, orange down, violet up; orange bar: the label",
+        fontsize=10,
     )
     save(figure, (folder / runs.INSIDE).with_suffix(".png"))
 
 
-def mosaic(tiles):
-    """Pictures [rows, columns, 3, height, width] side by side in white frames, as one picture [_, _, 3]."""
-    white = 255 if tiles.dtype == np.uint8 else 1
+def mosaic(tiles, grey):
+    """Pictures [rows, columns, 3, height, width] side by side in frames of one grey, as one picture [_, _, 3]."""
     frame = max(1, tiles.shape[-1] // 16)
-    tiles = np.pad(tiles, [(0, 0), (0, 0), (0, 0), (frame, frame), (frame, frame)], constant_values=white)
+    tiles = np.pad(tiles, [(0, 0), (0, 0), (0, 0), (frame, frame), (frame, frame)], constant_values=grey)
     rows, columns, _, height, width = tiles.shape
     return tiles.transpose(0, 3, 1, 4, 2).reshape(rows * height, columns * width, 3)
 
@@ -399,7 +397,7 @@ def mosaic(tiles):
 def draw_examples(out_dir):
     """plot_dataset_example.png: a row of training images for every class."""
     images, classes = runs.read_arrays(Path(out_dir) / runs.EXAMPLES, "images", "classes")
-    picture = mosaic(images)
+    picture = mosaic(images, 255)
     side = len(picture) / len(classes)
     figure = Figure(figsize=(8, 7), layout="constrained")
     axes = figure.subplots()
@@ -432,7 +430,7 @@ def draw_comparison(out_dir):
             ha="right" if left else "left",
             va="center",
         )
-    axes.set(xscale="log", xlabel="multiply-adds for an image, in millions (M)", ylabel="accuracy of the kept epoch")
+    axes.set(xscale="log", xlabel="multiply-adds for an image, in millions (M)", ylabel="accuracy at the best epoch")
     axes.xaxis.set_major_formatter(EngFormatter(places=0))
     axes.margins(x=0.12)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -532,10 +530,10 @@ def draw_calibrations(out_dir):
     for row in runs.read_rows(Path(out_dir) / runs.CALIBRATIONS, "model", "when", *names):
         values = {name: float(row[name]) for name in names}
         curves.setdefault(row["model"], {}).setdefault(row["when"], []).append(values)
-    labels = {"before": "before", "after": "after division of the logits by T"}
+    labels = {"before": "as trained", "after": "logits divided by the temperature T"}
 
     def draw(axes, model, by_when):
-        axes.plot([0, 1], [0, 1], "--", color="0.45", linewidth=1, label="as probable as it says")
+        axes.plot([0, 1], [0, 1], "--", color="0.45", linewidth=1, label="perfect calibration")
         errors = []
         for (when, bins), (line, colour) in zip(by_when.items(), LINE_STYLES[1::-1]):
             shown = [(each["confidence"], each["accuracy"]) for each in bins if each["samples"] >= FEW]
@@ -543,7 +541,7 @@ def draw_calibrations(out_dir):
             errors.append(f"{bins[0]['expected_calibration_error']:.1%}")
         axes.set_title(f"{model}: T = {bins[0]['temperature']:.2f}", fontsize=11)
         write(axes, 0.7, 0.05, f"error {' → '.join(errors)}", fontsize=10)
-        axes.set(xlim=(0, 1), ylim=(0, 1))
+        axes.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1))
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
     path = (Path(out_dir) / runs.CALIBRATIONS).with_suffix(".png")
