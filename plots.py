@@ -309,7 +309,9 @@ def draw_filters(folder):
         axes.axis("off")
     change = ""
     if trained:
-        change = f"\nThe norm of the layer is {np.linalg.norm(weights) / np.linalg.norm(start):.2f} times that at the start"
+        change = (
+            f"\nThe norm of the layer is {np.linalg.norm(weights) / np.linalg.norm(start):.2f} times that at the start"
+        )
         change += f"; {vanished.sum()} kernels have shrunk below {VANISHED:.0%} of theirs (×)" if vanished.any() else ""
     figure.suptitle(
         f"{run_title(folder)}: the {len(weights)} kernels of the first convolution, each scaled by itself{change}",
@@ -380,7 +382,7 @@ def draw_inside(folder):
     axes.set_ylim(len(picture), -30)
     figure.suptitle(
         f"{run_title(folder)}: the first three test images that are recognised, and the first three that aren't\n"
-        "occlusion: how a grey square there changes the label's probability, orange down, violet up; orange bar: the label",
+        "occlusion: how a grey square there changes the label's probability, orange down, violet up; orange bar: label",
         fontsize=10,
     )
     save(figure, (folder / runs.INSIDE).with_suffix(".png"))
@@ -621,27 +623,30 @@ def draw_effects(out_dir):
 
 
 def draw_seeds(out_dir):
-    """seeds.png: how far the test accuracy of each seed is from its network's mean, the committed seed 0 marked."""
+    """seeds.png: test accuracy, best epoch and gap between validation and test of each seed, seed 0 marked."""
     by_run = {}
-    for row in runs.read_rows(Path(out_dir) / runs.SEEDS, "run", "seed", "test_accuracy"):
-        by_run.setdefault(row["run"], []).append(100 * float(row["test_accuracy"]))  # seed 0 is the first
+    names = ("best_epoch", "validation_accuracy", "test_accuracy")
+    for row in runs.read_rows(Path(out_dir) / runs.SEEDS, "run", "seed", *names):
+        epoch, validation, test = (float(row[name]) for name in names)
+        by_run.setdefault(row["run"], []).append((100 * test, epoch, 100 * (validation - test)))  # seed 0 is the first
     by_run = {name: np.array(values) for name, values in by_run.items() if len(values) > 1}
-    figure = Figure(figsize=(8, 1.2 + 0.55 * len(by_run)), layout="constrained")
-    axes = figure.subplots()
-    names = []
-    for position, (name, values) in enumerate(by_run.items()):
-        mean, spread = values.mean(), values.std(ddof=1)
-        places = np.full(len(values), position)
-        axes.errorbar(0, position, xerr=spread, fmt="|", color="0.45", capsize=4, label="mean, standard deviation")
-        axes.plot(values - mean, places, "o", color=BLUE, label="a seed")
-        axes.plot(
-            values[0] - mean, position, "s", color=ORANGE, fillstyle="none", markersize=10, label="the committed one"
-        )
-        names.append(f"{name}, {len(values)} seeds\n{mean:.2f}% ± {spread:.2f}")
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set(xlabel="test accuracy less its mean over the seeds, in percentage points")
-    axes.grid(axis="x", alpha=0.3)
+    titles = ("test accuracy\nless its mean, in points", "best epoch", "validation less test\naccuracy, in points")
+    figure = Figure(figsize=(9, 1.6 + 0.5 * len(by_run)), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    for position, of_run in enumerate(by_run.values()):
+        of_run = of_run - [of_run[:, 0].mean(), 0, 0]
+        for axes, values in zip(panels, of_run.T):
+            spread = {"xerr": values.std(ddof=1), "fmt": "|", "color": "0.45", "capsize": 4}
+            axes.errorbar(values.mean(), position, **spread, label="mean, standard deviation")
+            axes.plot(values, np.full(len(values), position), "o", color=BLUE, label="a seed")
+            style = {"color": ORANGE, "fillstyle": "none", "markersize": 10, "label": "seed 0, the committed run"}
+            axes.plot(values[0], position, "s", **style)
+    labels = [f"{name}, {len(each)} seeds\n{each[:, 0].mean():.2f}%" for name, each in by_run.items()]
+    panels[0].set_yticks(range(len(by_run)), labels)
+    panels[0].set_ylim(len(by_run) - 0.4, -0.6)
+    for axes, title in zip(panels, titles):
+        axes.set_xlabel(title)
+        axes.grid(axis="x", alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()
     legend = dict(zip(labels, handles))
     figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=3, fontsize="small", frameon=False)

@@ -27,6 +27,7 @@ HISTORY = "history.csv"
 METRICS = "metrics.json"
 PREDICTIONS = "predictions_test.npz"
 TRUE_LOSS = "true_loss.csv"  # of a network that is trained on another loss
+LAST_EPOCH = "last_epoch.csv"  # how good the last epoch is on the test split
 LOSS_PLOT = "loss_plot.png"
 CONFUSION_MATRIX = "confusion_matrix_{}.png"
 METRIC_TABLE = "metrics_{}.png"

@@ -97,7 +97,10 @@ def compare_rows(argv, description, folder, rows, epochs):
                 train_or_resume(place, row.name, recipe, arguments, row.network, row.precision)
     lines = summary(arguments.folder, rows, arguments.epochs)
     runs.write_atomically(arguments.folder / runs.RUNS, runs.csv_bytes(lines))
-    if differences := effects(lines, rows):
+    values = {}
+    for line in lines:
+        values.setdefault(line["row"], []).append(line["validation_accuracy"])
+    if differences := effects(values, [(name, row.against) for name, row in rows.items()]):
         runs.write_atomically(arguments.folder / runs.EFFECTS, runs.csv_bytes(differences))
         plots.draw_effects(arguments.folder)
 
@@ -129,17 +132,15 @@ def summary(folder, rows, epochs):
     return lines
 
 
-def effects(lines, rows):
-    """How the mean validation accuracy of each row differs from that of the row that it is set against.
+def effects(values, pairs):
+    """How the mean accuracy of a row differs from that of another, for each of the `pairs` (row, other) that is there.
 
-    Dicts with a 95% interval: Student's, of the difference of two means, with one variance for all rows, since three
-    seeds say little about that of a single row. Empty where no row has two seeds.
+    `values` are the accuracies of each row, one for each seed, as a dict of lists. Gives dicts with a 95% interval:
+    Student's, of the difference of two means, with one variance for all rows, since three seeds say little about that
+    of a single row. Empty where no row has two seeds.
     """
-    values = {}
-    for line in lines:
-        values.setdefault(line["row"], []).append(line["validation_accuracy"])
     freedom = sum(len(each) - 1 for each in values.values())
-    pairs = [(name, row.against) for name, row in rows.items() if {name, row.against} <= values.keys()]
+    pairs = [pair for pair in pairs if values.keys() >= {*pair}]
     if not freedom:
         return []
     variance = sum(np.var(each) * len(each) for each in values.values()) / freedom

@@ -11,55 +11,66 @@ epoch of each run is chosen by validation accuracy, and no seed is chosen at all
 
 import command
 
+import dataclasses
 import sys
 from pathlib import Path
 
+import data
+import evaluate
+import models
 import plots
 import runs
-from experiments import evaluate_run, make_parser, train_or_resume
+from experiments import Row, evaluate_run, make_parser, train_or_resume
+from experiments.ablation import IMPROVED
 from experiments.softmax_twice import SoftmaxTwice
 from recipe import LIMITS, Recipe
 
-EXERCISE = runs.DEFAULT_OUT_DIR["cifar10"]
-RUNS = {  # their network, its class where that isn't the network's own, and the committed run, which is of seed 0
-    "dense": ("dense", None, EXERCISE / "dense"),
-    "cnn1": ("cnn1", None, EXERCISE / "cnn1"),
-    "cnn2": ("cnn2", None, EXERCISE / "cnn2"),
-    "softmax_twice": ("cnn2", SoftmaxTwice, Path("outs/softmax_twice")),
-    "vgg": ("vgg", None, EXERCISE / "vgg"),
+ROWS = {
+    **{name: Row(name, Recipe()) for name in ("dense", "cnn1", "cnn2", "vgg")},
+    "softmax_twice": Row("cnn2", Recipe(), network=SoftmaxTwice),
+    "vgg_improved": Row("vgg_fast", IMPROVED),
 }
+COMMITTED = {run: runs.DEFAULT_OUT_DIR["cifar10"] / run for run in ROWS}  # the runs of seed 0
+COMMITTED["softmax_twice"] = Path("outs/softmax_twice")
 
 
 def main(argv=None):
     parser = make_parser("Train networks with several seeds.", "outs/seeds")
-    parser.add_argument("runs", nargs="*", metavar="RUN", help=f"(default: all of {' '.join(RUNS)})")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help=f"(default: all of {' '.join(ROWS)})")
     parser.add_argument("--seeds", type=command.number(int, 1, 100), default=5, help="how many (default: %(default)s)")
-    parser.add_argument("--epochs", type=command.number(*LIMITS["epochs"]), default=Recipe.epochs)
+    parser.add_argument("--epochs", type=command.number(*LIMITS["epochs"]), help="(default: those of each recipe)")
     arguments = parser.parse_args(argv)
-    if unknown := set(arguments.runs) - RUNS.keys():
+    if unknown := set(arguments.runs) - ROWS.keys():
         raise command.UsageError(f"no such run: {', '.join(unknown)}")
     for seed in range(1, arguments.seeds):
-        for run in arguments.runs or RUNS:
-            name, network, _ = RUNS[run]
-            folder = arguments.folder / run / str(seed)
-            recipe = Recipe(epochs=arguments.epochs, seed=seed)
+        for run in arguments.runs or ROWS:
+            row, folder = ROWS[run], arguments.folder / run / str(seed)
+            recipe = dataclasses.replace(row.recipe, seed=seed, epochs=arguments.epochs or row.recipe.epochs)
             if not (folder / runs.METRICS).exists():
-                train_or_resume(folder, name, recipe, arguments, network)
+                train_or_resume(folder, row.name, recipe, arguments, row.network)
+                note_last_epoch(folder, arguments)
                 evaluate_run(folder, arguments)
-    rows = summary(arguments.folder)
-    runs.write_atomically(arguments.folder / runs.SEEDS, runs.csv_bytes(rows))
+    runs.write_atomically(arguments.folder / runs.SEEDS, runs.csv_bytes(summary(arguments.folder)))
     plots.draw_seeds(arguments.folder)
+
+
+def note_last_epoch(folder, arguments):
+    """Write how good the last epoch is on the test split, to be compared with the best one."""
+    model, checkpoint = models.load_model(folder / runs.LAST)
+    test = data.load_splits(arguments.dataset, arguments.data_dir, ("test",))["test"]
+    _, accuracy = evaluate.mean_loss_and_accuracy(evaluate.infer(model, test))
+    rows = [{"epoch": checkpoint["epoch"], "test_accuracy": accuracy}]
+    runs.write_atomically(folder / runs.LAST_EPOCH, runs.csv_bytes(rows))
 
 
 def summary(folder):
     """A row for each run and seed that is there, as dicts."""
     rows = []
-    for run, (_, _, committed) in RUNS.items():
-        others = sorted(
-            (path.parent for path in folder.glob(f"{run}/*/{runs.METRICS}")), key=lambda path: int(path.name)
-        )
-        for path in [committed, *others]:
+    for run, committed in COMMITTED.items():
+        others = (path.parent for path in folder.glob(f"{run}/*/{runs.METRICS}"))
+        for path in [committed, *sorted(others, key=lambda path: int(path.name))]:
             metrics, history = runs.read_metrics(path), runs.read_history(path)
+            last = runs.read_rows(path / runs.LAST_EPOCH) if (path / runs.LAST_EPOCH).exists() else []
             rows.append(
                 {
                     "run": run,
@@ -68,6 +79,7 @@ def summary(folder):
                     "threads": metrics["threads"],
                     "best_epoch": metrics["best_epoch"],
                     **{f"{split}_accuracy": metrics[split]["accuracy"] for split in runs.SPLITS},
+                    "last_test_accuracy": last[0]["test_accuracy"] if last else "",
                     "minutes": round(history["seconds"].sum() / 60, 1),
                 }
             )

@@ -9,6 +9,7 @@ tests/test_report.py fails when one of the two says anything else.
 
 import command
 
+import itertools
 import json
 import re
 import statistics
@@ -21,6 +22,7 @@ import torch
 import evaluate
 import models
 import runs
+from experiments import effects
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "outs" / "exercise_04"
@@ -109,27 +111,59 @@ def costs():
     return [["network", "parameters", "multiply-adds for an image", "best epoch", "seconds per epoch"], *rows]
 
 
+def in_points(difference, low, high):
+    return f"{100 * difference:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def seed_rows():
+    """The rows of seeds.csv by run, the committed seed 0 first: a dict of lists."""
+    by_run = {}
+    for row in runs.read_rows(SEEDS / runs.SEEDS):
+        by_run.setdefault(row["run"], []).append(row)
+    return by_run
+
+
+def steps_over_seeds():
+    """The difference of the mean test accuracies of two successive networks: experiments.effects by (row, against)."""
+    values = {run: [float(row["test_accuracy"]) for row in rows] for run, rows in seed_rows().items()}
+    values = {run: each for run, each in values.items() if len(each) > 1}
+    pairs = [pair[::-1] for pair in itertools.pairwise(RUNS)]
+    return {(each["row"], each["against"]): each for each in effects(values, pairs)}
+
+
 def steps():
-    rows = []
+    rows, over_seeds = [], steps_over_seeds()
     for row in runs.read_rows(RESULTS / runs.COMPARISON)[1:]:
-        pair = f"{code(row['compared_with'])} → {code(row['model'])}"
+        pair = row["model"], row["compared_with"]
         counts = [f"{int(row[name]):,}" for name in ("only_that_right", "only_this_right")]
-        points, low, high = (f"{100 * float(row[f'difference{end}']):.1f}" for end in ("", "_low", "_high"))
-        rows.append([pair, *counts, points, f"{low} to {high}"])
-    return [["step", "only the first is right", "only the second is right", "points", "95% interval"], *rows]
+        paired = in_points(*(float(row[f"difference{end}"]) for end in ("", "_low", "_high")))
+        seeds = "one seed"
+        if pair in over_seeds:
+            seeds = in_points(*(over_seeds[pair][name] for name in ("difference", "low", "high")))
+        rows.append([f"{code(pair[1])} → {code(pair[0])}", *counts, paired, seeds])
+    header = ["step", "only the first is right", "only the second is right", "points, seed 0 (95% interval)"]
+    return [[*header, "points, mean of the seeds (95% interval)"], *rows]
 
 
 def seeds():
-    """Test accuracy over seeds, of the networks that have more than one."""
-    values = {}
-    for row in runs.read_rows(SEEDS / runs.SEEDS):
-        values.setdefault(row["run"], []).append(float(row["test_accuracy"]))
-    rows = [
-        [code(run), str(len(each)), share(statistics.mean(each)), f"{100 * statistics.stdev(each):.2f} points"]
-        for run, each in values.items()
-        if len(each) > 1
-    ]
-    return [["network", "seeds", "mean test accuracy", "standard deviation"], *rows]
+    """What the seed changes, of the networks that have more than one: means and standard deviations."""
+
+    def spread(values, digits=2):
+        if len(values) < 2:
+            return "–"
+        return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+
+    table = [["network", "seeds", "test accuracy, %", "best epoch", "validation less test, points"]]
+    table[0].append("best less last epoch on the test images, points")
+    for run, rows in seed_rows().items():
+        test, validation = ([100 * float(row[f"{name}_accuracy"]) for row in rows] for name in ("test", "validation"))
+        last = [(each, row["last_test_accuracy"]) for each, row in zip(test, rows)]
+        cells = [spread(test), spread([int(row["best_epoch"]) for row in rows], 0)]
+        cells.append(spread([here - there for here, there in zip(validation, test)]))
+        cells.append(spread([best - 100 * float(accuracy) for best, accuracy in last if accuracy]))
+        if len(rows) > 1:
+            table.append([code(run), str(len(rows)), *cells])
+    return table
 
 
 def splits_of_cnn2():
@@ -147,8 +181,8 @@ def classes_of_cnn2():
 
 
 def fitting():
-    """Where overfitting begins, what the kept epoch shows, and what the last one does."""
-    header = ["network", "lowest validation loss", "kept epoch", "training", "validation", "last training"]
+    """Where overfitting begins, what the best epoch shows, and what the last one does."""
+    header = ["network", "lowest validation loss", "best epoch", "training", "validation", "last training"]
     header += ["last validation", "last validation loss"]
     rows = []
     for name in RUNS:

@@ -26,7 +26,6 @@ from experiments import (
     throughput,
     vgg_apart,
 )
-from recipe import Recipe
 
 DIGITS = ["--dataset", "digits", "--folder", "folder"]
 
@@ -93,17 +92,15 @@ def test_each_row_of_the_ablation_leaves_out_what_it_says():
 
 def test_effects_are_differences_of_means_with_students_interval():
     values = {"all": [0.90, 0.91, 0.92], "less": [0.88, 0.90, 0.89], "same": [0.91, 0.90, 0.92]}
-    lines = [{"row": row, "validation_accuracy": each} for row, several in values.items() for each in several]
-    rows = {"all": None, "less": "all", "same": "all", "missing": "less"}
-    rows = {name: experiments.Row("cnn2", Recipe(), against) for name, against in rows.items()}
-    less, same = experiments.effects(lines, rows)
+    pairs = [("all", None), ("less", "all"), ("same", "all"), ("missing", "less")]
+    less, same = experiments.effects(values, pairs)
     assert less["difference"] == pytest.approx(-0.02) and less["against"] == same["against"] == "all"
     assert same["difference"] == pytest.approx(0) and same["low"] < 0 < same["high"]
     # Each row has a standard deviation of 0.01, so that the pooled one is that, with 6 degrees of freedom.
     margin = 2.4469 * 0.01 * math.sqrt(2 / 3)
     assert [less["low"], less["high"]] == pytest.approx([-0.02 - margin, -0.02 + margin], abs=1e-6)
-    assert experiments.effects(lines[3:], rows) == [], "what they are set against isn't there"
-    assert experiments.effects(lines[::3], rows) == [], "one seed has no spread"
+    assert experiments.effects({"less": values["less"]}, pairs) == [], "what it is set against isn't there"
+    assert experiments.effects({row: each[:1] for row, each in values.items()}, pairs) == [], "one seed has no spread"
 
 
 def test_the_last_step_from_cnn2_is_vgg():
@@ -157,7 +154,8 @@ def test_example_picture_shows_the_first_images_of_every_class(call, tmp_path):
 
 
 def test_seeds_are_trained_once_and_summed_up_with_the_committed_run(call, tmp_path, few_digits, monkeypatch):
-    monkeypatch.setattr(seeds, "RUNS", {"dense": ("dense", None, tmp_path / "committed")})
+    monkeypatch.setattr(seeds, "ROWS", {"dense": seeds.ROWS["dense"]})
+    monkeypatch.setattr(seeds, "COMMITTED", {"dense": tmp_path / "committed"})
     options = ["--model", "dense", "--dataset", "digits", "--epochs", "1", "--out-dir", ".", "--run-name", "committed"]
     assert call(train.main, *options)[0] == 0
     code, out, err = call(seeds.main, *DIGITS, "--seeds", "3", "--epochs", "1")
@@ -169,6 +167,9 @@ def test_seeds_are_trained_once_and_summed_up_with_the_committed_run(call, tmp_p
         assert float(row["test_accuracy"]) == metrics["test"]["accuracy"]
         assert int(row["seed"]) == metrics["settings"]["seed"] and row["precision"] == metrics["precision"]
     assert len({row["train_accuracy"] for row in rows}) == 3
+    # The only epoch is the best and the last.
+    assert rows[0]["last_test_accuracy"] == ""
+    assert all(float(row["last_test_accuracy"]) == pytest.approx(float(row["test_accuracy"])) for row in rows[1:])
     assert (tmp_path / "folder/seeds.png").exists()
     code, out, err = call(seeds.main, *DIGITS, "--seeds", "3", "--epochs", "1")
     assert code == 0 and "epoch" not in out
