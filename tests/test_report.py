@@ -1,6 +1,7 @@
 """The README and the lab report say what the committed files say: their tables, and every measured number in their
 sentences."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -16,7 +17,7 @@ import data
 import evaluate
 import models
 import runs
-from experiments import tables
+from experiments import ablation, tables
 from experiments.tables import (
     EXPERIMENTS,
     IMPROVED,
@@ -117,6 +118,9 @@ def readme_introduction():
 def readme_quick_start():
     assert 7 <= history_of("cnn2")["seconds"].sum() / 60 <= 9
     yield "about eight minutes"
+    yield f"a test accuracy of about {accuracy_of('cnn2'):.0%}"
+    assert 5.5 < history_of(IMPROVED)["seconds"].sum() / 60 < 6.5
+    yield "The best network, in six minutes"
 
 
 def readme_findings():
@@ -375,6 +379,12 @@ def test_no_link_is_dead(path):
             assert target.exists(), link
             target = target / "README.md" if target.is_dir() else target
             assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.parent.name)
+def test_the_command_of_the_improved_network_is_that_of_the_committed_run(path):
+    assert f"python train.py {ablation.COMMAND}" in plain(TEXTS[path].replace("\\\n", ""))
+    assert dataclasses.asdict(ablation.IMPROVED) == metrics_of(IMPROVED)["settings"]
 
 
 def test_the_readme_is_short():
