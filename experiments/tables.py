@@ -49,7 +49,7 @@ def with_tables(text):
 
 
 def metrics_of(name):
-    return json.loads((RESULTS / name / runs.METRICS).read_text())
+    return runs.read_metrics(RESULTS / name)
 
 
 def code(name):
@@ -287,7 +287,7 @@ def conditions():
 def softmax():
     rows = []
     for title, folder in (("logits", RESULTS / "cnn2"), ("probabilities: softmax applied twice", SOFTMAX_TWICE)):
-        metrics, history = json.loads((folder / runs.METRICS).read_text()), runs.read_history(folder)
+        metrics, history = runs.read_metrics(folder), runs.read_history(folder)
         lowest, test = history["validation_loss"].argmin() + 1, metrics["test"]
         cells = [title, str(metrics["best_epoch"]), str(lowest), share(metrics["validation"]["accuracy"])]
         rows.append([*cells, share(test["accuracy"]), interval(test), share(test["expected_calibration_error"])])

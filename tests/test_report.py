@@ -3,7 +3,6 @@ sentences."""
 
 import dataclasses
 import functools
-import json
 import math
 import re
 import string
@@ -126,7 +125,7 @@ def readme_quick_start():
 def readme_findings():
     yield f"`cnn2` gets {gain('cnn2', 'dense'):.0f} points more of the test images right than `dense`"
     yield f"is lowest at epoch {lowest_loss_at('cnn2')} of 80"
-    twice = json.loads((SOFTMAX_TWICE / runs.METRICS).read_text())["test"]["accuracy"]
+    twice = runs.read_metrics(SOFTMAX_TWICE)["test"]["accuracy"]
     yield f"costs {100 * (accuracy_of('cnn2') - twice):.1f} points of test accuracy"
     yield f"right in {accuracy_of('vgg'):.2%} of the test images and claims {confidence_of('vgg'):.2%} on average"
     assert 12.5 < pflop("vgg") / pflop(IMPROVED) < 13.5
@@ -158,7 +157,7 @@ def formalisation():
 
 
 def loss():
-    twice, once = json.loads((SOFTMAX_TWICE / runs.METRICS).read_text()), metrics_of("cnn2")
+    twice, once = runs.read_metrics(SOFTMAX_TWICE), metrics_of("cnn2")
     yield f"{100 * (once['test']['accuracy'] - twice['test']['accuracy']):.1f} points of test accuracy"
     right = [evaluate.right_predictions(folder) for folder in (RESULTS / "cnn2", SOFTMAX_TWICE)]
     yield "{} images are right without it only, {} with it only".format(*evaluate.paired_difference(*right)[:2])
