@@ -281,14 +281,14 @@ def draw_predictions(folder, name, title):
 
 
 def draw_filters(folder):
-    """filters.png: the kernels of the first convolution at the start and at the end, as colour pictures."""
+    """filters.png: the kernels of the first convolution at the start and at the best epoch, as colour pictures."""
     start, weights = runs.read_arrays(folder / runs.FILTERS, "start", "weights")
     norms = {name: np.linalg.norm(each.reshape(len(each), -1), axis=1) for name, each in (("a", start), ("b", weights))}
     vanished = norms["b"] < VANISHED * norms["a"]
     columns = 8
     rows = -(-len(weights) // columns)
     trained = not np.array_equal(start, weights)
-    panels = {"at the start": start, "at the end": weights} if trained else {"not trained": start}
+    panels = {"at the start": start, "at the best epoch": weights} if trained else {"not trained": start}
     figure = Figure(figsize=(8, 1.1 + 0.47 * rows), layout="constrained")
     for axes, (title, kernels) in zip(figure.subplots(1, len(panels), squeeze=False).flatten(), panels.items()):
         largest = np.maximum(np.abs(kernels).max(axis=(1, 2, 3), keepdims=True), 1e-12)
@@ -300,7 +300,7 @@ def draw_filters(folder):
         tiles = np.pad(tiles, [(0, -len(tiles) % columns), (0, 0), (0, 0), (0, 0)], constant_values=0.75)
         picture = mosaic(tiles.reshape(rows, columns, *tiles.shape[1:]), 0.75)  # a kernel may be all white
         axes.imshow(picture, interpolation="nearest")
-        if title == "at the end":
+        if title == "at the best epoch":
             side = len(picture) / rows
             for number in np.flatnonzero(vanished):
                 x, y = (number % columns + 0.5) * side, (number // columns + 0.5) * side
@@ -421,7 +421,9 @@ def draw_comparison(out_dir):
     axes = figure.subplots()
     axes.vlines(cost, test, train, color="0.75", linewidth=1)
     axes.plot(cost, train, "s", color=BLUE, fillstyle="none", label="training split")
-    axes.errorbar(cost, test, [test - low, high - test], fmt="o", color=ORANGE, capsize=3, label="test split")
+    axes.errorbar(
+        cost, test, [test - low, high - test], fmt="o", color=ORANGE, capsize=3, label="test split, with 95% interval"
+    )
     for row, x, y in zip(rows, cost, test):
         left = x > 0.3 * cost.max()  # where there is no room to the right
         axes.annotate(
@@ -449,7 +451,7 @@ def draw_curves(out_dir):
         curves.setdefault(row["curve"], []).append(values)
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    styles = {"softmax twice": ("--", "0.45"), "softmax twice, its own loss": (":", "0.45")}
+    styles = {"softmax twice, true cross-entropy": ("--", "0.45"), "softmax twice, its own loss": (":", "0.45")}
     networks = itertools.cycle((line[0], colour) for line, colour in LINE_STYLES[::-1])
     for name, values in curves.items():
         epochs, losses, accuracies = np.array(values).T
@@ -636,7 +638,7 @@ def draw_seeds(out_dir):
     for position, of_run in enumerate(by_run.values()):
         of_run = of_run - [of_run[:, 0].mean(), 0, 0]
         for axes, values in zip(panels, of_run.T):
-            spread = {"xerr": values.std(ddof=1), "fmt": "|", "color": "0.45", "capsize": 4}
+            spread = {"xerr": values.std(ddof=1), "fmt": "|", "color": "0.45", "capsize": 4, "ms": 16}
             axes.errorbar(values.mean(), position, **spread, label="mean, standard deviation")
             axes.plot(values, np.full(len(values), position), "o", color=BLUE, label="a seed")
             style = {"color": ORANGE, "fillstyle": "none", "markersize": 10, "label": "seed 0, the committed run"}

@@ -1,10 +1,10 @@
-"""The tables of the README and of the lab report, made from the committed files.
+"""The tables of the README, of the lab report and of this folder's page, made from the committed files.
 
 Usage:
 
-    python -m experiments.tables        write them into both, each between its two markers
+    python -m experiments.tables        write them into the three, each between its two markers
 
-tests/test_report.py fails when one of the two says anything else.
+tests/test_report.py fails when one of them says anything else.
 """
 
 import command
@@ -26,20 +26,20 @@ from experiments import effects
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "outs" / "exercise_04"
-README, REPORT = ROOT / "README.md", RESULTS / "README.md"
+EXPERIMENTS = ROOT / "experiments"
+README, REPORT, PAGE = ROOT / "README.md", RESULTS / "README.md", EXPERIMENTS / "README.md"
 IMPROVED = "vgg_improved"
 SEEDS = ROOT / "outs" / "seeds"
 SOFTMAX_TWICE = ROOT / "outs" / "softmax_twice"
-EXPERIMENTS = ROOT / "experiments"
 NETWORKS = ["dense", "cnn1", "cnn2", "vgg"]  # those of the exercise's recipe, from the simplest on
 RUNS = [*NETWORKS, IMPROVED]
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
 def main(argv=None):
-    description = "Write the tables of README.md and of the lab report anew from the committed files."
+    description = "Write the tables of README.md, of the lab report and of experiments anew from the committed files."
     command.Parser(description=description).parse_args(argv)
-    for path in (README, REPORT):
+    for path in (README, REPORT, PAGE):
         runs.write_atomically(path, with_tables(path.read_text(encoding="utf-8")).encode())
 
 
@@ -103,12 +103,16 @@ def comparison():
     return [["network", "train", "validation", "test", "95% interval", "precision", "recall", "F1"], *rows]
 
 
-def costs():
+def results():
+    """The comparison without what the accuracy says already, with what each network costs."""
     rows = []
-    for row in runs.read_rows(RESULTS / runs.COMPARISON):
-        counts = (f"{int(row[name]):,}" for name in ("parameters", "multiply_adds", "best_epoch"))
-        rows.append([code(row["model"]), *counts, f"{float(row['seconds_per_epoch']):.1f}"])
-    return [["network", "parameters", "multiply-adds for an image", "best epoch", "seconds per epoch"], *rows]
+    for row, compared in zip(runs.read_rows(RESULTS / runs.COMPARISON), comparison()[1:]):
+        counts = [f"{int(row[name]) / 1e6:.1f} M" for name in ("parameters", "multiply_adds")]
+        rows.append([*compared[:5], *counts, f"{float(row['seconds_per_epoch']):.1f} s"])
+    return [
+        ["network", "train", "validation", "test", "95% interval", "parameters", "multiply-adds", "an epoch"],
+        *rows,
+    ]
 
 
 def in_points(difference, low, high):
@@ -126,9 +130,11 @@ def seed_rows():
 def steps_over_seeds():
     """The difference of the mean test accuracies of two successive networks: experiments.effects by (row, against)."""
     values = {run: [float(row["test_accuracy"]) for row in rows] for run, rows in seed_rows().items()}
-    values = {run: each for run, each in values.items() if len(each) > 1}
-    pairs = [pair[::-1] for pair in itertools.pairwise(RUNS)]
-    return {(each["row"], each["against"]): each for each in effects(values, pairs)}
+    steps = {}
+    for against, row in itertools.pairwise(RUNS):
+        if min(len(values[against]), len(values[row])) > 1:
+            (steps[row, against],) = effects({name: values[name] for name in (against, row)}, [(row, against)])
+    return steps
 
 
 def steps():
@@ -182,8 +188,8 @@ def classes_of_cnn2():
 
 def fitting():
     """Where overfitting begins, what the best epoch shows, and what the last one does."""
-    header = ["network", "lowest validation loss", "best epoch", "training", "validation", "last training"]
-    header += ["last validation", "last validation loss"]
+    header = ["network", "lowest validation loss", "best epoch", "training accuracy there", "validation accuracy there"]
+    header += ["training accuracy of the last epoch", "validation accuracy", "validation loss"]
     rows = []
     for name in RUNS:
         history, kept = runs.read_history(RESULTS / name), metrics_of(name)["best_epoch"]
@@ -330,7 +336,7 @@ def speed():
 TABLES = {
     function.__name__: function
     for function in (
-        *(split, comparison, costs, steps, seeds, splits_of_cnn2, classes_of_cnn2, fitting, confusions, calibration),
+        *(split, comparison, results, steps, seeds, splits_of_cnn2, classes_of_cnn2, fitting, confusions, calibration),
         *(new_data, robustness, conditions, softmax, search, speed),
     )
 }

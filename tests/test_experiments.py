@@ -74,7 +74,7 @@ def test_curves_are_those_of_the_histories(call, tmp_path, few_digits):
     for curve, folder in (("dense", "dense"), ("cnn1", "cnn1"), ("softmax twice, its own loss", "twice")):
         assert losses[curve] == runs.read_history(folder)["validation_loss"].tolist()
     true = [float(row["validation_loss"]) for row in runs.read_rows("twice/true_loss.csv")]
-    assert losses["softmax twice"] == true and true != losses["softmax twice, its own loss"]
+    assert losses["softmax twice, true cross-entropy"] == true and true != losses["softmax twice, its own loss"]
     assert (tmp_path / "curves.png").exists()
 
 
