@@ -104,15 +104,17 @@ def comparison():
 
 
 def results():
-    """The comparison without what the accuracy says already, with what each network costs."""
+    """The comparison in short, with what each network costs."""
     rows = []
-    for row, compared in zip(runs.read_rows(RESULTS / runs.COMPARISON), comparison()[1:]):
+    for row in runs.read_rows(RESULTS / runs.COMPARISON):
+        cells = [f"{float(row[f'{split}_accuracy']):.1%}" for split in ("train", "validation")]
+        cells.append(f"**{float(row['test_accuracy']):.2%}**")
+        low, high = (f"{100 * float(row[f'interval_{end}']):.1f}" for end in ("low", "high"))
         counts = [f"{int(row[name]) / 1e6:.1f} M" for name in ("parameters", "multiply_adds")]
-        rows.append([*compared[:5], *counts, f"{float(row['seconds_per_epoch']):.1f} s"])
-    return [
-        ["network", "train", "validation", "test", "95% interval", "parameters", "multiply-adds", "an epoch"],
-        *rows,
-    ]
+        minutes = runs.read_history(RESULTS / row["model"])["seconds"].sum() / 60
+        rows.append([code(row["model"]), *cells, f"{low}–{high}", *counts, f"{minutes:.0f}"])
+    header = ["network", "train", "validation", "test", "95% interval", "parameters", "multiply-adds", "minutes"]
+    return [header, *rows]
 
 
 def in_points(difference, low, high):
@@ -188,15 +190,15 @@ def classes_of_cnn2():
 
 def fitting():
     """Where overfitting begins, what the best epoch shows, and what the last one does."""
-    header = ["network", "lowest validation loss", "best epoch", "training accuracy there", "validation accuracy there"]
-    header += ["training accuracy of the last epoch", "validation accuracy", "validation loss"]
+    header = ["network", "lowest validation loss", "best epoch", "training / validation accuracy there"]
+    header += ["training / validation accuracy of the last epoch", "its validation loss"]
     rows = []
     for name in RUNS:
         history, kept = runs.read_history(RESULTS / name), metrics_of(name)["best_epoch"]
         losses = history["validation_loss"]
         cells = [code(name), f"{losses.min():.3f} at epoch {losses.argmin() + 1}", str(kept)]
         for epoch in (kept, len(losses)):
-            cells += [share(history[f"{split}_accuracy"][epoch - 1]) for split in ("train", "validation")]
+            cells.append(" / ".join(share(history[f"{name}_accuracy"][epoch - 1]) for name in ("train", "validation")))
         rows.append([*cells, f"{losses[-1]:.3f}"])
     return [header, *rows]
 
