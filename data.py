@@ -53,7 +53,7 @@ MIRRORS = [
 TIMEOUT = 20  # seconds without an answer, to connect or to read
 SLOW_SECONDS, SLOW_BYTES = 15, 1_500_000  # a mirror that brings less in this time is left for the next one
 
-MAX_SHIFT = 2  # pixels, in each direction, by --augment
+MAX_SHIFT, HIDDEN, GREY = 4, 10, 120  # by --augment: pixels in each direction, side of the square, its colour
 MARGIN = 8  # pixels by which images are continued outwards, as a mirror would, before they are moved or turned
 
 
@@ -267,27 +267,48 @@ def derived_seed(*numbers):
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def batches(split, batch_size, seed, epoch, augment=False):
-    """Yield (images, labels) in an order, and with an augmentation, that (seed, epoch) alone decide.
+def epoch_order(count, seed, epoch, easy=None):
+    """The samples that an epoch visits, in its order: int64 [M] on the CPU, decided by (seed, epoch) and `easy`.
+
+    Every epoch visits all `count` of them but the `easy` ones, bool [count], of which each third epoch visits each.
+    """
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(derived_seed(seed, epoch, 1)))
+    if easy is None:
+        return order
+    turns = torch.randint(0, 3, (count,), generator=torch.Generator().manual_seed(derived_seed(seed, 0, 4)))
+    visited = ~easy | ((turns + epoch) % 3 == 0)
+    return order[visited[order]]
+
+
+def batches(split, order, batch_size, seed, epoch, augment=False):
+    """Yield (images, labels) in a given order, with an augmentation that (seed, epoch) alone decide.
 
     All random numbers are drawn at once and on the CPU: the same on every device, and nothing to save for a resume.
     The last batch of an epoch is smaller where `batch_size` doesn't divide the number of samples.
     """
-    count, device = len(split.labels), split.labels.device
-    generator = torch.Generator().manual_seed(derived_seed(seed, epoch, 1))
-    order = torch.randperm(count, generator=generator).to(device)
-    shifts = torch.randint(-MAX_SHIFT, MAX_SHIFT + 1, (count, 2), generator=generator).to(device)
-    flips = torch.randint(0, 2, (count,), generator=generator.manual_seed(derived_seed(seed, 0, 1)), dtype=torch.bool)
+    device = split.labels.device
+    order = order.to(device)
+    if augment:
+        flips, shifts, corners = (part.to(device) for part in draw_changes(len(split.labels), seed, epoch))
+    pixels = split.images.permute(0, 2, 3, 1)  # in the order of memory: each image is one run of bytes to copy
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        images = pixels.index_select(0, batch).permute(0, 3, 1, 2)
+        if augment:
+            images = hide_square(flip_and_shift(images, flips[batch], shifts[batch]), corners[batch])
+        yield images, split.labels[batch]
+
+
+def draw_changes(count, seed, epoch):
+    """What is done to each sample in an epoch: flips, bool [N]; shifts and corners of hidden squares, int64 [N, 2]."""
+    generator = torch.Generator().manual_seed(derived_seed(seed, 0, 1))
+    flips = torch.randint(0, 2, (count,), generator=generator, dtype=torch.bool)
     # Each image in turn as it is and mirrored: a flip drawn anew would repeat the last epoch's half of the time (Jordan
     # 2024, arXiv:2404.00498).
-    flips = flips.to(device) ^ (epoch % 2 == 1)
-    pixels = split.images.permute(0, 2, 3, 1)  # in the order of memory: each image is one run of bytes to copy
-    for start in range(0, count, batch_size):
-        batch = slice(start, start + batch_size)
-        images = pixels.index_select(0, order[batch]).permute(0, 3, 1, 2)
-        if augment:
-            images = flip_and_shift(images, flips[order[batch]], shifts[batch])
-        yield images, split.labels[order[batch]]
+    flips ^= epoch % 2 == 1
+    generator.manual_seed(derived_seed(seed, epoch, 3))
+    shifts = torch.randint(-MAX_SHIFT, MAX_SHIFT + 1, (count, 2), generator=generator)
+    return flips, shifts, torch.randint(0, 32 - HIDDEN + 1, (count, 2), generator=generator)
 
 
 def flip_and_shift(images, flips, shifts):
@@ -301,6 +322,17 @@ def flip_and_shift(images, flips, shifts):
     columns = torch.where(flips[:, None], width - 1 - columns, columns)
     samples = torch.arange(count, device=images.device)[:, None, None]
     return images.permute(0, 2, 3, 1)[samples, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def hide_square(images, corners):
+    """Images, uint8 [N, 3, H, W], with a grey square in each (DeVries & Taylor 2017, arXiv:1708.04552: cutout), whose
+    upper left pixels are `corners`, int64 [N, 2]: row, column."""
+    inside = []
+    for axis in (0, 1):
+        places = torch.arange(images.shape[2 + axis], device=images.device) - corners[:, [axis]]
+        inside.append((places >= 0) & (places < HIDDEN))
+    rows, columns = inside
+    return images.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], GREY)
 
 
 def reflected(positions, size):

@@ -147,7 +147,7 @@ class FastVGG(Network):
     def __init__(self):
         super().__init__()
         layers, channels = [nn.Conv2d(3, 24, 2, bias=False), nn.GELU()], 24
-        for width in (64, 256, 256):
+        for width in (96, 320, 320):
             for number in range(2):
                 convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
                 nn.init.dirac_(convolution.weight[:channels])

@@ -14,6 +14,7 @@ LIMITS = {
     "weight_decay": (float, 0, 1e12),
     "target_loss": (float, 0, 1e12),
     "label_smoothing": (float, 0, 1),
+    "skip_easy": (float, 0, 1),
     "seed": (int, 0, 2**63 - 1),
 }
 CHOICES = {"optimizer": ("adamw", "muon"), "schedule": ("constant", "linear")}
@@ -35,6 +36,7 @@ class Recipe:
     target_loss: float | None = None  # a validation loss that ends the training
     augment: bool = False
     label_smoothing: float = 0.0
+    skip_easy: float = 0.0  # the share of the training images that counts as easy
     schedule: str = "constant"  # of the learning rate
     seed: int = 0
 
@@ -74,8 +76,9 @@ def add_options(parser):
     option("batch_size", "images per step")
     option("weight_decay", "share of the weights that a step takes off, times the learning rate")
     option("target_loss", "stop once the validation loss is as low; off lifts it on --resume", type=loss_or_off)
-    option("augment", "mirror each training image in every other epoch, and shift it a little", action="store_true")
+    option("augment", "mirror each training image in every other epoch, shift it, hide a square", action="store_true")
     option("label_smoothing", "share of the target spread over all classes")
+    option("skip_easy", "share of the training images, those of the lowest loss, that only every third epoch visits")
     option("schedule", "of the learning rate; linear: down to 0")
     option("seed", "of weights, batch order, dropout and augmentation")
 

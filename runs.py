@@ -81,7 +81,7 @@ CHECKPOINT_FIELDS = {
     "seconds": float,
     "weights": dict,
 }
-RESUME_FIELDS = {"optimizer": dict, "history": list}
+RESUME_FIELDS = {"optimizer": dict, "history": list, "image_losses": torch.Tensor}
 HISTORY_COLUMNS = (
     "epoch",
     "train_loss",
@@ -332,4 +332,5 @@ VALID = {
     "seconds": is_number,
     "weights": lambda weights: all(map(is_finite, weights.values())),
     "history": lambda history: all(map(is_row, history)),
+    "image_losses": is_finite,
 }

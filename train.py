@@ -27,6 +27,7 @@ import optimizers
 import runs
 from recipe import Recipe, add_options, given_settings
 
+WARM_UP = 3  # epochs that visit all images, whatever is easy
 CHECK_EVERY = 50  # steps between two looks at whether the loss is still finite: each makes a GPU wait
 ADVICE = "what was saved before is kept. Start again with a lower --learning-rate"
 
@@ -94,10 +95,14 @@ def train(model, splits, recipe: Recipe, folder, about, saved=None, observe=None
     device = splits["train"].labels.device
     optimizer = optimizers.make_optimizer(model, recipe)
     history = []
+    image_losses = torch.zeros(len(splits["train"].labels), device=device)
     if saved:
         models.load_weights(model, saved["weights"], folder / runs.LAST)
         optimizers.load_optimizer(optimizer, saved["optimizer"], folder / runs.LAST)
         history = list(saved["history"])
+        if saved["image_losses"].shape != image_losses.shape:
+            raise runs.CheckpointError(f"{folder / runs.LAST} was trained on other images")
+        image_losses = saved["image_losses"].to(device)
     forward = torch.compile(model.logits) if environment["compile"] else model.logits
     autocast = make_autocast(device, environment["precision"])
     print(
@@ -108,8 +113,10 @@ def train(model, splits, recipe: Recipe, folder, about, saved=None, observe=None
     )
     while not has_ended(history, recipe):
         epoch, start = len(history) + 1, time.perf_counter()
-        train_loss, train_accuracy = train_epoch(model, forward, optimizer, splits["train"], recipe, epoch, autocast)
-        images_per_second = len(splits["train"].labels) / (time.perf_counter() - start)
+        train_loss, train_accuracy, images = train_epoch(
+            model, forward, optimizer, splits["train"], recipe, epoch, autocast, image_losses
+        )
+        images_per_second = images / (time.perf_counter() - start)
         validation_loss, validation_accuracy = evaluate.mean_loss_and_accuracy(
             evaluate.infer(model, splits["validation"])
         )
@@ -127,23 +134,28 @@ def train(model, splits, recipe: Recipe, folder, about, saved=None, observe=None
         history.append(row)
         if observe:
             observe(model, epoch)
-        save_epoch(folder, model, optimizer, history, recipe, about)
+        progress = {"optimizer": optimizer.state_dict(), "history": history, "image_losses": image_losses.cpu()}
+        save_epoch(folder, model, progress, recipe, about)
         report(row, recipe.epochs, images_per_second, is_best=best_epoch(history) == epoch)
     return history
 
 
-def train_epoch(model, forward, optimizer, split, recipe: Recipe, epoch, autocast):
-    """One pass over the training split; its mean loss and accuracy, over the samples, while the weights moved.
+def train_epoch(model, forward, optimizer, split, recipe: Recipe, epoch, autocast, image_losses):
+    """One pass over the training split; mean loss and accuracy over the samples, while the weights moved, and how many
+    these are.
 
     `forward` gives the logits (`model.logits`, or compiled). Loss and hits are summed on the device: the host waits for
     them only every CHECK_EVERY steps, when a loss that is no longer finite raises NotFinite, and at the end.
+    `image_losses`, float32 [N], says which images are easy, and is brought up to date where the recipe asks for that.
     """
     model.train()
     torch.manual_seed(data.derived_seed(recipe.seed, epoch, 2))  # dropout's masks: of this epoch alone
-    steps = math.ceil(len(split.labels) / recipe.batch_size)
+    order = data.epoch_order(len(split.labels), recipe.seed, epoch, easy_images(image_losses, recipe, epoch))
+    order = order.to(split.labels.device)
+    steps = math.ceil(len(order) / recipe.batch_size)
     losses = torch.zeros(steps, device=split.labels.device)
     correct = torch.zeros((), dtype=torch.int64, device=split.labels.device)
-    batches = data.batches(split, recipe.batch_size, recipe.seed, epoch, recipe.augment)
+    batches = data.batches(split, order, recipe.batch_size, recipe.seed, epoch, recipe.augment)
     for step, (images, labels) in enumerate(tqdm(batches, f"epoch {epoch}", steps, leave=False, disable=None)):
         for group in optimizer.param_groups:
             rate = optimizers.learning_rate_at((epoch - 1) * steps + step, recipe.epochs * steps, recipe)
@@ -151,9 +163,23 @@ def train_epoch(model, forward, optimizer, split, recipe: Recipe, epoch, autocas
         loss, logits = train_step(forward, optimizer, images, labels, autocast, recipe.label_smoothing)
         losses[step] = loss * len(labels)
         correct += (logits.argmax(dim=1) == labels).sum()
+        if recipe.skip_easy:
+            batch = order[step * recipe.batch_size :][: len(labels)]
+            now = cross_entropy(logits.float(), labels, reduction="none")
+            image_losses[batch] = (image_losses[batch] + now) / 2
         if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
             check_finite(losses[: step + 1], epoch)
-    return losses.cpu().double().sum().item() / len(split.labels), correct.item() / len(split.labels)
+    return losses.cpu().double().sum().item() / len(order), correct.item() / len(order), len(order)
+
+
+def easy_images(image_losses, recipe: Recipe, epoch):
+    """The share of the training images that had the lowest losses of late, bool [N] on the CPU; None where the epoch
+    visits them all. (Which images these are, others ask a smaller network: Jordan's airbench96_faster.)"""
+    if not recipe.skip_easy or epoch <= WARM_UP:
+        return None
+    easy = torch.zeros(len(image_losses), dtype=torch.bool)
+    easy[image_losses.cpu().argsort(stable=True)[: round(recipe.skip_easy * len(easy))]] = True
+    return easy
 
 
 def train_step(forward, optimizer, images, labels, autocast, label_smoothing=0.0):
@@ -248,8 +274,12 @@ def restore(folder, saved):
     runs.write_atomically(folder / runs.HISTORY, runs.csv_bytes(saved["history"]))
 
 
-def save_epoch(folder, model, optimizer, history, recipe: Recipe, about):
-    """Bring a run folder up to date, in an order that leaves it resumable whenever the program dies."""
+def save_epoch(folder, model, progress, recipe: Recipe, about):
+    """Bring a run folder up to date, in an order that leaves it resumable whenever the program dies.
+
+    `progress` has the entries of runs.RESUME_FIELDS.
+    """
+    history = progress["history"]
     checkpoint = {
         "format_version": runs.FORMAT_VERSION,
         **about,
@@ -264,7 +294,7 @@ def save_epoch(folder, model, optimizer, history, recipe: Recipe, about):
         runs.remove_former_run(folder)
     (folder / runs.METRICS).unlink(missing_ok=True)  # from here on the run in the folder isn't finished
     # last.pt first: from it the other two can be made again, if the program dies before they are written.
-    runs.save_checkpoint(folder / runs.LAST, checkpoint | {"optimizer": optimizer.state_dict(), "history": history})
+    runs.save_checkpoint(folder / runs.LAST, checkpoint | progress)
     runs.write_atomically(folder / runs.HISTORY, runs.csv_bytes(history))
     if best_epoch(history) == len(history):
         runs.save_checkpoint(folder / runs.BEST, checkpoint)

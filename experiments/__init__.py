@@ -112,9 +112,10 @@ def is_trained(folder, epochs):
 
 def summary(folder, rows, epochs):
     """A line for each row and seed that has been trained for so many epochs, as dicts; CIFAR-10's operations."""
-    lines, images = [], data.TOTAL - data.VALIDATION - data.TEST
+    lines = []
     for name, row in rows.items():
-        operations = 6 * models.multiply_adds(models.build(row.network or row.name))  # an image's, there and back
+        recipe = dataclasses.replace(row.recipe, epochs=epochs)
+        operations = pflop(models.multiply_adds(models.build(row.network or row.name)), recipe)
         for path in sorted(folder.glob(f"{name}/*/{runs.HISTORY}"), key=lambda path: int(path.parent.name)):
             if not is_trained(path.parent, epochs):
                 continue
@@ -125,11 +126,18 @@ def summary(folder, rows, epochs):
                     "seed": int(path.parent.name),
                     "epochs": epochs,
                     "validation_accuracy": history["validation_accuracy"].max(),
-                    "pflop": round(operations * images * epochs / 1e15, 3),
+                    "pflop": round(operations, 3),
                     "minutes": round(history["seconds"].sum() / 60, 1),
                 }
             )
     return lines
+
+
+def pflop(multiply_adds, recipe: Recipe):
+    """The operations of a training on CIFAR-10, in 1e15: six for each multiply-add of an image that an epoch visits."""
+    images = data.TOTAL - data.VALIDATION - data.TEST
+    skipped = recipe.skip_easy * 2 / 3 * max(0, recipe.epochs - train.WARM_UP)
+    return 6 * multiply_adds * images * (recipe.epochs - skipped) / 1e15
 
 
 def effects(values, pairs):

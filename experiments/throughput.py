@@ -108,12 +108,14 @@ class Project:
         self.model.to(split.labels.device)
         self.optimizer = optimizers.make_optimizer(self.model, Recipe())
         self.autocast = train.make_autocast(split.labels.device, precision)
-        self.batch = next(data.batches(split, Recipe.batch_size, 0, 1))
+        self.losses = torch.zeros(len(split.labels), device=split.labels.device)
+        self.batch = next(data.batches(split, torch.arange(Recipe.batch_size), Recipe.batch_size, 0, 1))
 
     def epoch(self, images, batch_size=Recipe.batch_size):
         part = data.Split(self.split.images[:images], self.split.labels[:images])
         recipe = Recipe(batch_size=batch_size)
-        train.train_epoch(self.model, self.model.logits, self.optimizer, part, recipe, 1, self.autocast)
+        how = (recipe, 1, self.autocast, self.losses)
+        train.train_epoch(self.model, self.model.logits, self.optimizer, part, *how)
 
     def resident(self, steps):
         for _ in range(steps):
@@ -216,7 +218,8 @@ def measure_epoch(splits, precision, rounds):
     row = {"epoch": 80, "validation_accuracy": 0.5, "validation_loss": 1.0, "seconds": 5.0}  # the best: both are saved
     history = [row | {"epoch": earlier, "validation_accuracy": 0.1} for earlier in range(1, 80)] + [row]
     about = {"model": "cnn2", "dataset": "cifar10", "environment": {}}
-    saved = (project.model, project.optimizer, history, Recipe(), about)
+    progress = {"optimizer": project.optimizer.state_dict(), "history": history, "image_losses": project.losses}
+    saved = (project.model, progress, Recipe(), about)
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(rounds):
             parts["training"].append(timed(project.epoch, count))

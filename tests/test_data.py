@@ -59,16 +59,33 @@ def test_an_epoch_visits_every_image_once_in_an_order_of_its_own():
     split = a_split()
     orders = {}
     for seed, epoch in ((0, 1), (0, 2), (1, 1)):
-        visited = list(data.batches(split, 32, seed, epoch))
+        order = data.epoch_order(len(split.labels), seed, epoch)
+        visited = list(data.batches(split, order, 32, seed, epoch))
         assert [len(labels) for _, labels in visited] == [32, 32, 32, 4]
         for images, labels in visited:
             assert torch.equal(images[:, 0, 0, 0].long(), labels), "images and labels belong together"
         order = torch.cat([labels for _, labels in visited])
         assert torch.equal(order.sort().values, split.labels)
-        again = torch.cat([labels for _, labels in data.batches(split, 32, seed, epoch)])
-        assert torch.equal(order, again)
+        assert torch.equal(order, data.epoch_order(len(split.labels), seed, epoch))
         orders[seed, epoch] = tuple(order.tolist())
     assert len(set(orders.values())) == 3
+
+
+def test_each_third_epoch_visits_an_easy_image():
+    easy = torch.arange(300) < 200
+    visits = torch.zeros(300, dtype=torch.int64)
+    for epoch in range(4, 10):
+        order = data.epoch_order(300, 0, epoch, easy)
+        assert 100 < len(order) < 200 and len(order.unique()) == len(order)
+        visits[order] += 1
+    assert (visits[:200] == 2).all() and (visits[200:] == 6).all()
+
+
+def test_a_square_is_hidden_where_told():
+    images = torch.full((2, 3, 32, 32), 7, dtype=torch.uint8)
+    hidden = data.hide_square(images, torch.tensor([[0, 0], [22, 5]])) == data.GREY
+    assert hidden[0, :, :10, :10].all() and hidden[1, :, 22:, 5:15].all()
+    assert hidden.sum() == 2 * 3 * data.HIDDEN**2
 
 
 def test_augmentation_flips_and_shifts_as_told():
@@ -88,9 +105,7 @@ def test_augmentation_varies_by_image_and_epoch_and_repeats_by_seed():
     split = data.Split(torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8), torch.arange(64))
 
     def epoch(number, seed=0):
-        pairs = list(data.batches(split, 64, seed, number, augment=True))
-        images, labels = pairs[0]
-        return images[labels.argsort()]
+        return next(data.batches(split, torch.arange(64), 64, seed, number, augment=True))[0]
 
     assert torch.equal(epoch(1), epoch(1))
     assert not torch.equal(epoch(1), epoch(2)) and not torch.equal(epoch(1), epoch(1, seed=1))
@@ -100,10 +115,11 @@ def test_augmentation_varies_by_image_and_epoch_and_repeats_by_seed():
 
 def test_each_image_is_mirrored_in_every_other_epoch(monkeypatch):
     monkeypatch.setattr(data, "MAX_SHIFT", 0)
+    monkeypatch.setattr(data, "HIDDEN", 0)
     split = data.Split(torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8), torch.arange(64))
     mirrored = []
     for number in (1, 2, 3):
-        images, labels = next(data.batches(split, 64, 0, number, augment=True))
+        images, labels = next(data.batches(split, torch.arange(64), 64, 0, number, augment=True))
         flips = (images == split.images[labels].flip(-1)).flatten(1).all(dim=1)
         assert torch.equal(
             images, torch.where(flips[:, None, None, None], split.images[labels].flip(-1), split.images[labels])

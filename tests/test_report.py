@@ -15,6 +15,7 @@ import torch
 
 import data
 import evaluate
+import experiments
 import models
 import runs
 from experiments import ablation, tables
@@ -32,6 +33,7 @@ from experiments.tables import (
     confidence_of,
     metrics_of,
 )
+from recipe import Recipe
 
 TEXTS = {path: path.read_text(encoding="utf-8") for path in (README, REPORT, PAGE)}
 
@@ -271,9 +273,8 @@ def experiments_page():
 
 
 def pflop(name):
-    """The operations of a run's training: six for each multiply-add, image and epoch."""
-    images = data.TOTAL - data.VALIDATION - data.TEST
-    return 6 * metrics_of(name)["multiply_adds"] * images * len(history_of(name)["epoch"]) / 1e15
+    metrics = metrics_of(name)
+    return experiments.pflop(metrics["multiply_adds"], Recipe(**metrics["settings"]))
 
 
 def improvement():

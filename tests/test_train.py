@@ -89,12 +89,14 @@ RECIPES = {
     "improved": ["--model", "cnn2", "--augment", "--label-smoothing", "0.1", "--schedule", "linear"],
     "vgg": ["--model", "vgg", "--augment", "--schedule", "linear"],  # dropout and batch normalisation
     "vgg_fast": ["--model", "vgg_fast", "--augment", "--optimizer", "muon", "--learning-rate", "0.1"],
+    "skip_easy": ["--model", "cnn1", "--skip-easy", "0.6"],
 }
 
 
 @pytest.mark.parametrize("options", RECIPES.values(), ids=RECIPES.keys())
 def test_stopped_and_resumed_is_as_if_never_interrupted(call, tmp_path, monkeypatch, few_digits, options):
     """Stopped in the middle of the second epoch. That a run is killed, at any moment: test_kill.py."""
+    monkeypatch.setattr(train, "WARM_UP", 1)
     options = [*options, *DIGITS, "--batch-size", 64, "--epochs", 2, "--out-dir", "out"]
     assert call(train.main, *options, "--run-name", "whole")[0] == 0
     with monkeypatch.context() as moment:
@@ -136,7 +138,8 @@ def test_same_command_twice_gives_the_same_bits_and_another_seed_others(call, tm
     assert history_without_seconds(tmp_path / "first") != history_without_seconds(tmp_path / "other")
 
 
-def test_each_setting_of_the_recipe_does_something(call, tmp_path, few_digits):
+def test_each_setting_of_the_recipe_does_something(call, tmp_path, few_digits, monkeypatch):
+    monkeypatch.setattr(train, "WARM_UP", 1)
     changes = {
         "default": [],
         "learning rate": ["--learning-rate", "1e-3"],
@@ -145,6 +148,7 @@ def test_each_setting_of_the_recipe_does_something(call, tmp_path, few_digits):
         "augment": ["--augment"],
         "label smoothing": ["--label-smoothing", "0.1"],
         "schedule": ["--schedule", "linear"],
+        "skip easy": ["--skip-easy", "0.5"],
         "optimizer": ["--optimizer", "muon"],
     }
     losses = {}
@@ -291,6 +295,7 @@ def test_any_printable_run_name_can_stand_in_a_title(call, tmp_path, few_digits)
         {"optimizer": {"state": [1, 2]}},
         {"history": []},
         {"history": [{"epoch": 1}]},
+        {"image_losses": torch.zeros(3)},
     ],
 )
 def test_state_that_can_not_be_gone_on_with_gets_one_line(call, tmp_path, few_digits, damage):
