@@ -124,8 +124,7 @@ def readme_quick_start():
     assert 7 <= history_of("cnn2")["seconds"].sum() / 60 <= 9
     yield "about eight minutes"
     yield f"a test accuracy of about {accuracy_of('cnn2'):.0%}"
-    assert 5.5 < history_of(IMPROVED)["seconds"].sum() / 60 < 6.5
-    yield "The best network, in six minutes"
+    yield f"The best network, in {history_of(IMPROVED)['seconds'].sum() / 60:.0f} minutes"
 
 
 def readme_findings():
@@ -133,9 +132,8 @@ def readme_findings():
     twice = runs.read_metrics(SOFTMAX_TWICE)["test"]["accuracy"]
     yield f"costs {100 * (accuracy_of('cnn2') - twice):.1f} points of test accuracy"
     yield f"right in {accuracy_of('vgg'):.2%} of the test images and claims {confidence_of('vgg'):.2%} on average"
-    assert 12.5 < pflop("vgg") / pflop(IMPROVED) < 13.5
-    yield f"the {len(history_of('vgg')['epoch'])} of `vgg`, for {gain(IMPROVED, 'vgg'):.1f} points more"
-    yield f"The {len(history_of(IMPROVED)['epoch'])} epochs of `{IMPROVED}` take a thirteenth of the computation of"
+    assert 3 < pflop("vgg") / pflop(IMPROVED) < 4
+    yield f"less than a third of the computation of `vgg` in training, for {gain(IMPROVED, 'vgg'):.1f} points more"
     yield "`cnn2` keeps {cnn2:.0%} of its accuracy, and `dense` {dense:.0%} ".format(**kept_when("shift", 8))
     before, after, dense = (changed_accuracies()[each] for each in NOISY)
     yield f"takes `{IMPROVED}` from {before:.1%} to {after:.1%}, below `dense` with {dense:.1%} "
@@ -230,9 +228,9 @@ def evaluation():
 
 def design_loop():
     validated = {name: accuracy_of(name, "validation") for name in RUNS}
-    eighth = history_of("vgg")["validation_accuracy"][7]
-    yield f"*Result:* {validated[IMPROVED]:.2%}, and {accuracy_of(IMPROVED):.2%} on the test images, in 8 epochs."
-    yield f"`vgg` had {eighth:.2%} of the validation"
+    epochs = len(history_of(IMPROVED)["epoch"])
+    yield f"{validated[IMPROVED]:.2%}, and {accuracy_of(IMPROVED):.2%} on the test images, in {epochs} epochs."
+    yield f"`vgg` had {history_of('vgg')['validation_accuracy'][epochs - 1]:.2%} of the validation"
     matrices = [np.array(metrics_of(name)["test"]["confusion_matrix"]) / 1000 for name in ("vgg", "cnn2")]
     for true, predicted in ((3, 5), (5, 3)):
         yield "({:.1%} instead of {:.1%})".format(*(matrix[true, predicted] for matrix in matrices))
@@ -284,20 +282,23 @@ def improvement():
     )
     yield f"in {history_of(IMPROVED)['seconds'].sum() / 60:.0f} minutes on two CPU cores."
     assert 85 < history_of("vgg")["seconds"].sum() / 60 < 95
-    assert metrics_of("vgg")["multiply_adds"] // 1e6 == 153 and metrics_of(IMPROVED)["multiply_adds"] // 1e6 == 118
+    assert [round(metrics_of(name)["multiply_adds"] / 1e6) for name in ("vgg", IMPROVED)] == [154, 200]
     searched = runs.read_rows(EXPERIMENTS / "search.csv")
-    sgd, bare, _, _, _, long, _, muon, long_muon, *wide = (float(row["validation_accuracy"]) for row in searched)
-    assert len(wide) == 4
-    assert max(float(row["validation_accuracy"]) for row in searched) < 0.94
-    yield f"8 epochs of `vgg_fast` reached {sgd:.2%} validation accuracy with SGD and {muon:.2%} with Muon."
+    values = [float(row["validation_accuracy"]) for row in searched]
+    sgd, bare, _, _, _, long, _, muon, long_muon, muon_wider, muon_wide, sgd_wider, sgd_wide, *skipping = values
+    wide = [muon_wider, muon_wide, sgd_wider, sgd_wide]
+    assert len(skipping) == 3 and max(values[:13]) < 0.94
+    yield f"8 epochs of a narrower network reached {sgd:.2%} validation accuracy with SGD and {muon:.2%} with Muon,"
+    yield "for 0.26 PFLOP."
+    yield f"reached {min(skipping):.2%} to {max(skipping):.2%} for 0.92 PFLOP, {mean(skipping):.1%} on average;"
+    yield f"for 0.82, {mean(wide):.1%}."
     yield f"25 epochs reached {long:.2%} with SGD, 24 reached {long_muon:.2%} with Muon."
-    yield f"whose {muon:.2%} became {metrics_of(IMPROVED)['validation']['accuracy']:.2%} in the committed run"
     yield f"reached {min(wide):.2%} to {max(wide):.2%}."
     yield f"8 epochs with SGD reached {bare:.2%}."
     yield f"it claims {confidence_of(IMPROVED):.2%} on average."
     with np.load(RESULTS / IMPROVED / runs.INSIDE) as saved:
         assert saved["classes"][saved["labels"][:3]].tolist() == ["cat", "ship", "ship"]
-        yield "up to {:.0f} points for the cat, {:.0f} and {:.0f} for the".format(
+        yield "at most {:.0f} points for the cat, {:.0f} and {:.0f} for the".format(
             *(100 * each.max() for each in saved["occlusion"][:3])
         )
 
@@ -368,7 +369,9 @@ CLAIMS = {
 # Numbers that were chosen, defined or measured by others.
 DEFINED = [
     "a probability of 82% instead of 100%",
-    "8 epochs of `vgg_fast`",
+    "the 60% of the images",
+    "after 3 epochs",
+    "saves 40% of the computation",
     "95% interval",
     "the 94% that airbench reports",
     "gives 80%",
