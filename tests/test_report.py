@@ -238,11 +238,13 @@ def design_loop():
     smallest = min(steps, key=lambda pair: steps[pair]["difference"])
     difference = f"{100 * steps[smallest]['difference']:.1f}"
     yield f"The smallest step, from `{smallest[1]}` to `{smallest[0]}`, is {difference} points over the seeds"
+    better = []
     for name in NETWORKS:
         rows = tables.seed_rows()[name]
         test, validation = ([float(row[f"{split}_accuracy"]) for row in rows] for split in ("test", "validation"))
         assert len(rows) == 1 or stdev(test) < 0.005
-        assert all(there > here for here, there in zip(test, validation))
+        better += [there > here for here, there in zip(test, validation)]
+    yield f"{sum(better)} of the {len(better)} runs of the exercise's recipe do better on the"
     times = metrics_of("vgg")["multiply_adds"] / metrics_of("cnn2")["multiply_adds"]
     yield f"{validated['dense']:.2%} of the validation images are right, and {accuracy_of('dense'):.2%} of the test"
     for name, ending in {"cnn1": ". *Dec", "cnn2": ", with half", "vgg": f", at {times:.0f} times the"}.items():
