@@ -283,13 +283,12 @@ def epoch_order(count, seed, epoch, easy=None):
 def batches(split, order, batch_size, seed, epoch, augment=False):
     """Yield (images, labels) in a given order, with an augmentation that (seed, epoch) alone decide.
 
+    `order`, int64 [M], is on the split's device.
     All random numbers are drawn at once and on the CPU: the same on every device, and nothing to save for a resume.
     The last batch of an epoch is smaller where `batch_size` doesn't divide the number of samples.
     """
-    device = split.labels.device
-    order = order.to(device)
     if augment:
-        flips, shifts, corners = (part.to(device) for part in draw_changes(len(split.labels), seed, epoch))
+        flips, shifts, corners = (part.to(order.device) for part in draw_changes(len(split.labels), seed, epoch))
     pixels = split.images.permute(0, 2, 3, 1)  # in the order of memory: each image is one run of bytes to copy
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]

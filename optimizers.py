@@ -3,31 +3,34 @@
 import math
 
 import torch
+from torch import nn
 
 import runs
 from recipe import Recipe
 
 MOMENTUM, KERNELS_MOMENTUM = 0.85, 0.6  # with Muon
 # The learning rates with Muon, as multiples of the recipe's; those of SGD for an image in the batch, since their steps
-# grow with the gradient, Muon's don't.
+# grow with the gradient, Muon's don't. "biases" are those of batch normalisation alone: others would oscillate.
 FACTORS = {"kernels": 1.0, "biases": 320 / 1024, "rest": 0.06 / 1024}
 
 
 def make_optimizer(model, recipe: Recipe):
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), one kernel for all parameters; or Muon."""
-    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
     if recipe.optimizer == "adamw":
-        groups = [{"params": list(weights.values()), "factor": 1.0}]
+        groups = [{"params": weights, "factor": 1.0}]
         return torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+    biases = {layer.bias for layer in model.layers if isinstance(layer, nn.BatchNorm2d)}
     parts = {part: [] for part in FACTORS}
-    for name, weight in weights.items():
-        parts["kernels" if weight.ndim == 4 else "biases" if name.endswith("bias") else "rest"].append(weight)
+    for weight in weights:
+        parts["kernels" if weight.ndim == 4 else "biases" if weight in biases else "rest"].append(weight)
     groups = []
     for part, params in parts.items():
         factor = FACTORS[part] * (1 if part == "kernels" else recipe.batch_size)
         group = {"params": params, "factor": factor, "lr": factor * recipe.learning_rate}
         group["momentum"] = KERNELS_MOMENTUM if part == "kernels" else MOMENTUM
-        group["weight_decay"] = recipe.weight_decay / factor  # so that all decay alike
+        # Kernels, whose norm is kept, don't decay. All others do alike, whatever their rate.
+        group["weight_decay"] = 0.0 if part == "kernels" else recipe.weight_decay / factor
         groups += [group] if params else []
     return Muon(groups, momentum=MOMENTUM, nesterov=True, fused=True)
 
@@ -45,7 +48,10 @@ class Muon(torch.optim.SGD):
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.ndim == 4 and weight.grad is not None:
-                    buffer = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+                    state = self.state[weight]
+                    if not state:
+                        state["momentum_buffer"] = torch.zeros_like(weight)
+                    buffer = state["momentum_buffer"]
                     buffer.mul_(group["momentum"]).add_(weight.grad)
                     momentum = weight.grad.add(buffer, alpha=group["momentum"])
                     step = orthogonalised(momentum.flatten(1)).reshape_as(weight)

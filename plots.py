@@ -422,7 +422,13 @@ def draw_comparison(out_dir):
     axes.vlines(cost, test, train, color="0.75", linewidth=1)
     axes.plot(cost, train, "s", color=BLUE, fillstyle="none", label="training split")
     axes.errorbar(
-        cost, test, [test - low, high - test], fmt="o", color=ORANGE, capsize=3, label="test split, with 95% interval"
+        cost,
+        test,
+        [test - low, high - test],
+        fmt="o",
+        color=ORANGE,
+        capsize=3,
+        label="test split (numbers), with 95% interval",
     )
     for row, x, y in zip(rows, cost, test):
         left = x > 0.3 * cost.max()  # where there is no room to the right
@@ -433,8 +439,13 @@ def draw_comparison(out_dir):
             textcoords="offset points",
             ha="right" if left else "left",
             va="center",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )
-    axes.set(xscale="log", xlabel="multiply-adds for an image, in millions (M)", ylabel="accuracy at the best epoch")
+    axes.set(
+        xscale="log",
+        xlabel="multiply-adds for one image, in millions (M), log scale",
+        ylabel="accuracy at the best epoch",
+    )
     axes.xaxis.set_major_formatter(EngFormatter(places=0))
     axes.margins(x=0.12)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -606,8 +617,8 @@ def draw_effects(out_dir):
     axes.axvline(0, color="black", linewidth=1)
     chance = (low < 0) & (high > 0)
     for title, chosen, colour, fill in (
-        ("beyond chance", ~chance, BLUE, "full"),
-        ("within it", chance, "0.45", "none"),
+        ("interval excludes 0", ~chance, BLUE, "full"),
+        ("interval includes 0", chance, "0.45", "none"),
     ):
         margins = [(difference - low)[chosen], (high - difference)[chosen]]
         style = {"fmt": "o", "color": colour, "fillstyle": fill, "capsize": 3, "label": title}
@@ -641,9 +652,9 @@ def draw_seeds(out_dir):
             spread = {"xerr": values.std(ddof=1), "fmt": "|", "color": "0.45", "capsize": 4, "ms": 16}
             axes.errorbar(values.mean(), position, **spread, label="mean, standard deviation")
             axes.plot(values, np.full(len(values), position), "o", color=BLUE, label="a seed")
-            style = {"color": ORANGE, "fillstyle": "none", "markersize": 10, "label": "seed 0, the committed run"}
+            style = {"color": ORANGE, "fillstyle": "none", "markersize": 10, "label": "seed 0"}
             axes.plot(values[0], position, "s", **style)
-    labels = [f"{name}, {len(each)} seeds\n{each[:, 0].mean():.2f}%" for name, each in by_run.items()]
+    labels = [f"{name}, {len(each)} seeds\n{each[:, 0].mean():.1f}%" for name, each in by_run.items()]
     panels[0].set_yticks(range(len(by_run)), labels)
     panels[0].set_ylim(len(by_run) - 0.4, -0.6)
     for axes, title in zip(panels, titles):

@@ -17,6 +17,7 @@ LIMITS = {
     "skip_easy": (float, 0, 1),
     "seed": (int, 0, 2**63 - 1),
 }
+WARM_UP = 3  # epochs that visit all images, whatever is easy
 CHOICES = {"optimizer": ("adamw", "muon"), "schedule": ("constant", "linear")}
 
 
@@ -74,11 +75,16 @@ def add_options(parser):
     option("optimizer", "muon: orthogonal steps for the kernels of convolutions, SGD for all else")
     option("learning_rate", "the optimiser's step size; with muon, in the norm of a kernel")
     option("batch_size", "images per step")
-    option("weight_decay", "share of the weights that a step takes off, times the learning rate")
+    option(
+        "weight_decay", "share of the weights that a step takes off, times the learning rate; with muon, not of kernels"
+    )
     option("target_loss", "stop once the validation loss is as low; off lifts it on --resume", type=loss_or_off)
     option("augment", "mirror each training image in every other epoch, shift it, hide a square", action="store_true")
     option("label_smoothing", "share of the target spread over all classes")
-    option("skip_easy", "share of the training images, those of the lowest loss, that only every third epoch visits")
+    option(
+        "skip_easy",
+        f"share of the training images, those of the lowest loss, that only every third epoch visits, after {WARM_UP}",
+    )
     option("schedule", "of the learning rate; linear: down to 0")
     option("seed", "of weights, batch order, dropout and augmentation")
 

@@ -28,6 +28,7 @@ METRICS = "metrics.json"
 PREDICTIONS = "predictions_test.npz"
 TRUE_LOSS = "true_loss.csv"  # of a network that is trained on another loss
 LAST_EPOCH = "last_epoch.csv"  # how good the last epoch is on the test split
+NOISE = "noise.csv"  # how good the best epoch is on the validation split with noise added
 LOSS_PLOT = "loss_plot.png"
 CONFUSION_MATRIX = "confusion_matrix_{}.png"
 METRIC_TABLE = "metrics_{}.png"
@@ -129,7 +130,7 @@ def claim_folder(folder):
 
 def remove_leftovers(folder):
     """Remove what a process left that was killed while it wrote a file of a run."""
-    names = (*pictures_of_a_run(), BEST, LAST, HISTORY, METRICS, PREDICTIONS, TRUE_LOSS, *SHOWN)
+    names = (*pictures_of_a_run(), BEST, LAST, HISTORY, METRICS, PREDICTIONS, TRUE_LOSS, LAST_EPOCH, NOISE, *SHOWN)
     for leftover in folder.glob(".*.tmp"):
         name, _, process = leftover.name[1:-4].rpartition(".")
         if name in names and process.isdigit():
@@ -139,7 +140,7 @@ def remove_leftovers(folder):
 
 def remove_former_run(folder):
     """Remove what belongs to the run that this one replaces, but for the files that are about to be replaced."""
-    for name in (*pictures_of_a_run(), PREDICTIONS, *SHOWN, LAST):
+    for name in (*pictures_of_a_run(), PREDICTIONS, *SHOWN, LAST, LAST_EPOCH, NOISE):
         (folder / name).unlink(missing_ok=True)
 
 

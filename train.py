@@ -11,7 +11,9 @@ import command
 
 import dataclasses
 import math
+import os
 import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,9 +27,8 @@ import evaluate
 import models
 import optimizers
 import runs
-from recipe import Recipe, add_options, given_settings
+from recipe import WARM_UP, Recipe, add_options, given_settings
 
-WARM_UP = 3  # epochs that visit all images, whatever is easy
 CHECK_EVERY = 50  # steps between two looks at whether the loss is still finite: each makes a GPU wait
 ADVICE = "what was saved before is kept. Start again with a lower --learning-rate"
 
@@ -314,7 +315,8 @@ def report(row, epochs, images_per_second, is_best):
 
 def resume_command():
     options = [option for option in sys.argv[1:] if option not in ("--resume", "--overwrite")]
-    return "Go on with:\n  " + shlex.join(["python", sys.argv[0], *options, "--resume"])
+    join = subprocess.list2cmdline if os.name == "nt" else shlex.join
+    return "Go on with:\n  " + join(["python", sys.argv[0], *options, "--resume"])
 
 
 def parse_arguments(argv):

@@ -18,7 +18,9 @@ import models
 import plots
 import runs
 import train
-from recipe import LIMITS, Recipe
+from recipe import LIMITS, WARM_UP, Recipe
+
+NOISE = 10  # standard deviation, in grey levels of 255
 
 
 def make_parser(description, folder):
@@ -72,13 +74,16 @@ class Row(NamedTuple):
     network: type | None = None
     precision: str = "auto"
 
+    def build(self):
+        return models.build(self.network or self.name)
+
 
 def compare_rows(argv, description, folder, rows, epochs):
     """The command of an experiment that trains each of the `rows`, a dict by name, with several seeds.
 
     Writes FOLDER/ROW/SEED/, and of all runs that are there FOLDER/runs.csv, and effects.csv and .png: how each row
-    differs from the one that it is set against. Judged on the validation split; the test split is never
-    read. A run that was stopped goes on where it was.
+    differs from the one that it is set against. Judged on the validation split, as it is and with noise; the test split
+    is never read. A run that was stopped goes on where it was.
     """
     parser = make_parser(description, folder)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"(default: all of {' '.join(rows)})")
@@ -89,43 +94,64 @@ def compare_rows(argv, description, folder, rows, epochs):
     arguments = parser.parse_args(argv)
     if unknown := set(arguments.rows) - rows.keys():
         raise command.UsageError(f"no such row: {', '.join(unknown)}")
+    summary(arguments.folder, rows, arguments.epochs)  # refuses a mixture before anything is trained
     for seed in range(arguments.seeds):
         for name in arguments.rows or rows:
             row, place = rows[name], arguments.folder / name / str(seed)
             recipe = dataclasses.replace(row.recipe, epochs=arguments.epochs, seed=seed)
-            if not is_trained(place, arguments.epochs):
+            if not (place / runs.NOISE).exists():
                 train_or_resume(place, row.name, recipe, arguments, row.network, row.precision)
+                note_noise(place, row, arguments)
     lines = summary(arguments.folder, rows, arguments.epochs)
     runs.write_atomically(arguments.folder / runs.RUNS, runs.csv_bytes(lines))
     values = {}
     for line in lines:
         values.setdefault(line["row"], []).append(line["validation_accuracy"])
+    table = arguments.folder / runs.EFFECTS
     if differences := effects(values, [(name, row.against) for name, row in rows.items()]):
-        runs.write_atomically(arguments.folder / runs.EFFECTS, runs.csv_bytes(differences))
+        runs.write_atomically(table, runs.csv_bytes(differences))
         plots.draw_effects(arguments.folder)
+    else:
+        for former in (table, table.with_suffix(".png")):
+            former.unlink(missing_ok=True)
 
 
-def is_trained(folder, epochs):
-    """Whether the folder holds a whole run, of which a clone has history.csv only."""
-    return (folder / runs.HISTORY).exists() and len(runs.read_history(folder)["epoch"]) == epochs
+def note_noise(folder, row: Row, arguments):
+    """Write how good the best epoch is on the validation split with noise added, which no training has seen."""
+    model = row.build()
+    models.load_weights(model, runs.load_checkpoint(folder / runs.BEST)["weights"], folder / runs.BEST)
+    split = data.load_splits(arguments.dataset, arguments.data_dir, ("validation",))["validation"]
+    images = data.noisy(split.images, NOISE)
+    _, accuracy = evaluate.mean_loss_and_accuracy(evaluate.infer(model, data.Split(images, split.labels)))
+    rows = [{"noise": NOISE, "validation_accuracy": accuracy}]
+    runs.write_atomically(folder / runs.NOISE, runs.csv_bytes(rows))
+
+
+def check_epochs(folder, epochs):
+    """Raise UsageError where a finished run has another number of epochs: results must not be mixed, or replaced."""
+    trained = len(runs.read_history(folder)["epoch"])
+    if trained != epochs:
+        raise command.UsageError(f"{folder} holds a run of {trained} epochs: choose another --folder, or remove it")
 
 
 def summary(folder, rows, epochs):
-    """A line for each row and seed that has been trained for so many epochs, as dicts; CIFAR-10's operations."""
+    """A line for each row and seed that has been trained, as dicts; CIFAR-10's operations. Raises UsageError where one
+    of them was trained for another number of epochs."""
     lines = []
     for name, row in rows.items():
         recipe = dataclasses.replace(row.recipe, epochs=epochs)
-        operations = pflop(models.multiply_adds(models.build(row.network or row.name)), recipe)
-        for path in sorted(folder.glob(f"{name}/*/{runs.HISTORY}"), key=lambda path: int(path.parent.name)):
-            if not is_trained(path.parent, epochs):
-                continue
-            history = runs.read_history(path.parent)
+        operations = pflop(models.multiply_adds(row.build()), recipe)
+        whole = [path.parent for path in folder.glob(f"{name}/*/{runs.NOISE}")]  # which is written last
+        for path in sorted(whole, key=lambda path: int(path.name)):
+            check_epochs(path, epochs)
+            history, noise = runs.read_history(path), runs.read_rows(path / runs.NOISE)
             lines.append(
                 {
                     "row": name,
-                    "seed": int(path.parent.name),
+                    "seed": int(path.name),
                     "epochs": epochs,
                     "validation_accuracy": history["validation_accuracy"].max(),
+                    "with_noise": noise[0]["validation_accuracy"],
                     "pflop": round(operations, 3),
                     "minutes": round(history["seconds"].sum() / 60, 1),
                 }
@@ -136,7 +162,7 @@ def summary(folder, rows, epochs):
 def pflop(multiply_adds, recipe: Recipe):
     """The operations of a training on CIFAR-10, in 1e15: six for each multiply-add of an image that an epoch visits."""
     images = data.TOTAL - data.VALIDATION - data.TEST
-    skipped = recipe.skip_easy * 2 / 3 * max(0, recipe.epochs - train.WARM_UP)
+    skipped = recipe.skip_easy * 2 / 3 * max(0, recipe.epochs - WARM_UP)
     return 6 * multiply_adds * images * (recipe.epochs - skipped) / 1e15
 
 
@@ -145,7 +171,8 @@ def effects(values, pairs):
 
     `values` are the accuracies of each row, one for each seed, as a dict of lists. Gives dicts with a 95% interval:
     Student's, of the difference of two means, with one variance for all rows, since three seeds say little about that
-    of a single row. Empty where no row has two seeds.
+    of a single row. It covers the chance of the seed only, and each difference by itself: of twenty intervals that
+    include no effect, one is expected to exclude it. Empty where no row has two seeds.
     """
     freedom = sum(len(each) - 1 for each in values.values())
     pairs = [pair for pair in pairs if values.keys() >= {*pair}]

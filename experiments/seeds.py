@@ -4,9 +4,11 @@ Usage:
 
     python -m experiments.seeds [RUN...] [--seeds N]
 
-Trains each network by its own recipe with the seeds 1 to N - 1, into outs/seeds/RUN/SEED/; one that was stopped goes on
-where it was. Seed 0 is the committed run. Then outs/seeds/seeds.csv and .png are made of all runs that are there. The
-epoch of each run is chosen by validation accuracy, and no seed is chosen at all.
+Trains each network with its own recipe and the seeds 0 to N - 1, into outs/seeds/RUN/SEED/; one that was stopped goes
+on where it was. Where there is a run folder in outs/exercise_04, that is seed 0. Then outs/seeds/seeds.csv and .png are
+made of all runs that are there. The epoch of each run is chosen by validation accuracy, and no seed is chosen at all.
+
+`vgg_improved_longer` asks what the improved recipe gives with more computation.
 """
 
 import command
@@ -20,7 +22,7 @@ import evaluate
 import models
 import plots
 import runs
-from experiments import Row, evaluate_run, make_parser, train_or_resume
+from experiments import Row, check_epochs, evaluate_run, make_parser, train_or_resume
 from experiments.ablation import IMPROVED
 from experiments.softmax_twice import SoftmaxTwice
 from recipe import LIMITS, Recipe
@@ -32,6 +34,7 @@ ROWS = {
 }
 COMMITTED = {run: runs.DEFAULT_OUT_DIR["cifar10"] / run for run in ROWS}  # the runs of seed 0
 COMMITTED["softmax_twice"] = Path("outs/softmax_twice")
+ROWS["vgg_improved_longer"] = Row("vgg_fast", dataclasses.replace(IMPROVED, epochs=40))
 
 
 def main(argv=None):
@@ -42,11 +45,15 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     if unknown := set(arguments.runs) - ROWS.keys():
         raise command.UsageError(f"no such run: {', '.join(unknown)}")
-    for seed in range(1, arguments.seeds):
+    for seed in range(arguments.seeds):
         for run in arguments.runs or ROWS:
+            if seed == 0 and run in COMMITTED:
+                continue
             row, folder = ROWS[run], arguments.folder / run / str(seed)
             recipe = dataclasses.replace(row.recipe, seed=seed, epochs=arguments.epochs or row.recipe.epochs)
-            if not (folder / runs.METRICS).exists():
+            if (folder / runs.METRICS).exists():
+                check_epochs(folder, recipe.epochs)
+            else:
                 train_or_resume(folder, row.name, recipe, arguments, row.network)
                 note_last_epoch(folder, arguments)
                 evaluate_run(folder, arguments)
@@ -66,9 +73,10 @@ def note_last_epoch(folder, arguments):
 def summary(folder):
     """A row for each run and seed that is there, as dicts."""
     rows = []
-    for run, committed in COMMITTED.items():
+    for run in ROWS:
+        committed = [COMMITTED[run]] if run in COMMITTED else []
         others = (path.parent for path in folder.glob(f"{run}/*/{runs.METRICS}"))
-        for path in [committed, *sorted(others, key=lambda path: int(path.name))]:
+        for path in [*committed, *sorted(others, key=lambda path: int(path.name))]:
             metrics, history = runs.read_metrics(path), runs.read_history(path)
             last = runs.read_rows(path / runs.LAST_EPOCH) if (path / runs.LAST_EPOCH).exists() else []
             rows.append(

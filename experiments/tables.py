@@ -121,6 +121,13 @@ def in_points(difference, low, high):
     return f"{100 * difference:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
+def spread(values, digits=2):
+    """Mean and standard deviation over seeds."""
+    if not values:
+        return "–"
+    return f"{statistics.mean(values):.{digits}f}" + (f" ± {statistics.stdev(values):.{digits}f}" if values[1:] else "")
+
+
 def seed_rows():
     """The rows of seeds.csv by run, the committed seed 0 first: a dict of lists."""
     by_run = {}
@@ -155,12 +162,6 @@ def steps():
 
 def seeds():
     """What the seed changes, of the networks that have more than one: means and standard deviations."""
-
-    def spread(values, digits=2):
-        if len(values) < 2:
-            return "–"
-        return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
-
     table = [["network", "seeds", "test accuracy, %", "best epoch", "validation less test, points"]]
     table[0].append("best less last epoch on the test images, points")
     for run, rows in seed_rows().items():
@@ -168,7 +169,9 @@ def seeds():
         last = [(each, row["last_test_accuracy"]) for each, row in zip(test, rows)]
         cells = [spread(test), spread([int(row["best_epoch"]) for row in rows], 0)]
         cells.append(spread([here - there for here, there in zip(validation, test)]))
-        cells.append(spread([best - 100 * float(accuracy) for best, accuracy in last if accuracy]))
+        gained = [best - 100 * float(accuracy) for best, accuracy in last if accuracy]
+        seeds_of_them = f" ({len(gained)} seeds)" if len(gained) < len(rows) else ""
+        cells.append(spread(gained) + seeds_of_them if len(gained) > 1 else "–")
         if len(rows) > 1:
             table.append([code(run), str(len(rows)), *cells])
     return table
@@ -332,14 +335,35 @@ def speed():
         spread = f"{ratio['median']:.1f} ({ratio['minimum']:.1f} to {ratio['maximum']:.1f})"
         cells = [code(name), f"{times['project']:.2f} ms", f"{usual:.2f} ms", spread]
         rows.append([*cells, f"{fp32['median']:.1f}", f"{ratios['project / floor']['median']:.2f}"])
-    return [["network", "this project", "usual script", "ratio", "ratio in fp32", "of the floor"], *rows]
+    return [["network", "this project", "usual script", "ratio", "ratio, both in fp32", "times the floor"], *rows]
+
+
+def batch_sizes():
+    measured, rows = json.loads((EXPERIMENTS / "throughput.json").read_text())["batches"], []
+    for name, batches in measured.items():
+        for size, values in batches.items():
+            times = values["microseconds an image"]
+            spread = f"{times['median']:,.0f} ({times['minimum']:,.0f} to {times['maximum']:,.0f})"
+            rows.append([code(name), size.removeprefix("batch "), spread, f"{values['peak memory in MB']:,} MB"])
+    return [["network", "batch size", "microseconds an image", "peak memory"], *rows]
+
+
+def busy():
+    measured, rows = json.loads((EXPERIMENTS / "throughput.json").read_text())["busy"], []
+    for name, values in measured.items():
+        for threads in ("bound", "free"):
+            times = [values["milliseconds"][f"{threads}, {state}"]["median"] for state in ("alone", "busy")]
+            slower = values["ratios"][f"busy / alone, {threads}"]
+            spread = f"{slower['median']:.1f} ({slower['minimum']:.1f} to {slower['maximum']:.1f})"
+            rows.append([code(name), threads, *(f"{time:.2f} ms" for time in times), spread])
+    return [["network", "threads", "alone", "beside a busy program", "ratio"], *rows]
 
 
 TABLES = {
     function.__name__: function
     for function in (
         *(split, comparison, results, steps, seeds, splits_of_cnn2, classes_of_cnn2, fitting, confusions, calibration),
-        *(new_data, robustness, conditions, softmax, search, speed),
+        *(new_data, robustness, conditions, softmax, search, speed, batch_sizes, busy),
     )
 }
 TABLES |= {f"layers_{name}": lambda name=name: layers(name) for name in models.MODELS}

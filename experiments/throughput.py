@@ -33,6 +33,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -63,6 +64,8 @@ def main(argv=None):
     parser.add_argument("--rounds", type=command.number(int, 1, 1000), default=7)
     parser.add_argument("--json", type=Path, help="for the figures (default: throughput.json here, if of all networks)")
     arguments = parser.parse_args(argv)
+    if sys.platform == "win32":
+        raise command.UsageError("peak memory can't be measured on Windows")
 
     device = command.choose_device("auto")
     precision = command.choose_precision("auto", device)
@@ -86,7 +89,9 @@ def main(argv=None):
         results["steps"][name] = compare(name, splits["train"], arguments.data_dir, precision, arguments.rounds)
     few = min(arguments.rounds, 3)
     results["batches"] = {name: measure_batches(name, arguments.data_dir, precision, few) for name in ("cnn2", "vgg")}
-    results["busy"] = {name: measure_busy(name, arguments.data_dir, precision, few) for name in ("cnn2", "vgg")}
+    results["busy"] = {
+        name: measure_busy(name, arguments.data_dir, precision, arguments.rounds) for name in ("cnn2", "vgg")
+    }
     for title in ("batches", "busy"):
         print(f"\n{title}: {json.dumps(results[title], indent=1)}")
     results["epoch"] = measure_epoch(splits, precision, few)
@@ -109,7 +114,8 @@ class Project:
         self.optimizer = optimizers.make_optimizer(self.model, Recipe())
         self.autocast = train.make_autocast(split.labels.device, precision)
         self.losses = torch.zeros(len(split.labels), device=split.labels.device)
-        self.batch = next(data.batches(split, torch.arange(Recipe.batch_size), Recipe.batch_size, 0, 1))
+        order = torch.arange(Recipe.batch_size, device=split.labels.device)
+        self.batch = next(data.batches(split, order, Recipe.batch_size, 0, 1))
 
     def epoch(self, images, batch_size=Recipe.batch_size):
         part = data.Split(self.split.images[:images], self.split.labels[:images])
@@ -123,7 +129,7 @@ class Project:
 
 
 class UsualScript:
-    """What everyone writes, on the same layers."""
+    """What everyone writes, on the same layers; in the same process, so with its bound threads and kept memory."""
 
     def __init__(self, name, data_dir, workers, device):
         torch.manual_seed(0)
@@ -213,6 +219,7 @@ def ratio(slower, faster):
 def measure_epoch(splits, precision, rounds):
     """Seconds of cnn2: what an epoch consists of, and how its cost grows with images and batch size."""
     project, count = Project("cnn2", splits["train"], precision), len(splits["train"].labels)
+    project.epoch(count)  # warms up, and gives the optimiser the state that is saved
     parts = {"training": [], "validation": [], "history and checkpoints": []}
     growth = {f"{images:,} images": [] for images in (count // 4, count // 2)}
     row = {"epoch": 80, "validation_accuracy": 0.5, "validation_loss": 1.0, "seconds": 5.0}  # the best: both are saved
@@ -250,14 +257,20 @@ def measure_batches(name, data_dir, precision, rounds):
 
 
 def measure_batch(name, data_dir, precision, images, size):
-    """Seconds for that many images, and this process's peak memory in MB."""
-    import resource  # not on Windows
-
-    command.keep_freed_memory()
+    """Seconds for that many images, and this process's peak memory in MB, reading the data included."""
     split = data.load_splits("cifar10", data_dir, ["train"])["train"].to(command.choose_device("auto"))
     project = Project(name, split, precision)
     project.epoch(images, size)
-    return timed(project.epoch, images, size), megabytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return timed(project.epoch, images, size), peak_memory()
+
+
+def peak_memory():
+    """This process's, in MB. (Linux's getrusage counts what the process did before it became another program.)"""
+    import resource  # not on Windows
+
+    if sys.platform == "linux":
+        return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1e3
+    return megabytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def measure_busy(name, data_dir, precision, rounds):
@@ -273,21 +286,29 @@ def measure_busy(name, data_dir, precision, rounds):
                     measured[f"{threads}, {state}"].append(milliseconds)
     if before:
         os.environ["OMP_PROC_BIND"] = before
-    return {title: summary(values) for title, values in measured.items()}
+    else:
+        del os.environ["OMP_PROC_BIND"]
+    ratios = {
+        "bound / free, alone": ratio(measured["bound, alone"], measured["free, alone"]),
+        "busy / alone, bound": ratio(measured["bound, busy"], measured["bound, alone"]),
+        "busy / alone, free": ratio(measured["free, busy"], measured["free, alone"]),
+    }
+    return {"milliseconds": {title: summary(values) for title, values in measured.items()}, "ratios": ratios}
 
 
 def measure_step(name, data_dir, precision, busy):
     """Milliseconds of a step in this process, beside another one that computes if `busy`."""
     split = data.load_splits("cifar10", data_dir, ["validation"])["validation"].to(command.choose_device("auto"))
-    project, steps = Project(name, split, precision), 20 if name == "vgg" else 200
+    project, steps = Project(name, split, precision), (20 if name == "vgg" else 200) * (1 if busy else 3)
     with all_cores():
         other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
-    project.resident(5)
-    seconds = timed(project.resident, steps)
-    if other:
-        other.kill()
-        other.wait()
-    return 1000 * seconds / steps
+    try:
+        project.resident(10)
+        return 1000 * timed(project.resident, steps) / steps
+    finally:
+        if other:
+            other.kill()
+            other.wait()
 
 
 @contextlib.contextmanager
@@ -307,7 +328,7 @@ def all_cores():
 def new_process():
     """A pool of one process, whose memory and threads nothing before has touched."""
     with all_cores():
-        return multiprocessing.get_context("spawn").Pool(1)
+        return multiprocessing.get_context("spawn").Pool(1, command.keep_freed_memory)
 
 
 def measure_command(data_dir):

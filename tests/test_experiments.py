@@ -133,15 +133,19 @@ def test_ablation_trains_a_row_without_the_test_split(call, tmp_path, few_digits
     options = ["augment", "whitening", *DIGITS, "--epochs", "1", "--seeds", "2"]
     code, out, err = call(ablation.main, *options)
     assert code == 0 and out.count("epoch 1/1") == 4, err
-    assert {path.name for path in (tmp_path / "folder/augment/1").iterdir()} == {"best.pt", "last.pt", "history.csv"}
+    assert {path.name for path in (tmp_path / "folder/augment/1").iterdir()} == {
+        *("best.pt", "last.pt", "history.csv", "noise.csv")
+    }
     rows = runs.read_rows(tmp_path / "folder/runs.csv")
     assert [(row["row"], row["seed"]) for row in rows] == [
         (row, seed) for row in ("whitening", "augment") for seed in "01"
     ]
     best = runs.read_history(tmp_path / "folder/augment/1")["validation_accuracy"].max()
-    assert float(rows[-1]["validation_accuracy"]) == best
+    assert float(rows[-1]["validation_accuracy"]) == best != float(rows[-1]["with_noise"])
     assert call(ablation.main, *options)[1] == "", "nothing is trained twice"
     assert call(ablation.main, "typo", *DIGITS)[0] == 2
+    code, out, err = call(ablation.main, "all", *DIGITS, "--epochs", "2")
+    assert code == 2 and "holds a run of 1 epochs" in err and "epoch" not in out, "runs of other epochs aren't mixed in"
 
 
 def test_example_picture_shows_the_first_images_of_every_class(call, tmp_path):
@@ -173,6 +177,8 @@ def test_seeds_are_trained_once_and_summed_up_with_the_committed_run(call, tmp_p
     assert (tmp_path / "folder/seeds.png").exists()
     code, out, err = call(seeds.main, *DIGITS, "--seeds", "3", "--epochs", "1")
     assert code == 0 and "epoch" not in out
+    code, out, err = call(seeds.main, *DIGITS, "--seeds", "2", "--epochs", "2")
+    assert code == 2 and "holds a run of 1 epochs" in err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no peak memory to ask for")

@@ -221,8 +221,15 @@ def test_muon_turns_kernels_by_the_learning_rate_and_leaves_the_rest_to_sgd():
             turned = torch.linalg.svdvals((weight.detach() - start).flatten(1)) / 0.1
             assert 0.5 < turned.median() < 1.3 and turned.max() < 1.3, name
         else:
-            step, factor = before[name] - weight.detach(), factors["biases" if name.endswith("bias") else "rest"]
-            torch.testing.assert_close(step, 1.85 * 0.1 * 8 * factor * weight.grad)  # Nesterov's first one
+            step = before[name] - weight.detach()
+            torch.testing.assert_close(step, 1.85 * 0.1 * 8 * factors["rest"] * weight.grad)  # Nesterov's first one
+    model = models.build("vgg")
+    (fast,) = (
+        group["params"]
+        for group in optimizers.make_optimizer(model, recipe).param_groups
+        if group["factor"] == 8 * factors["biases"]
+    )
+    assert {*fast} == {layer.bias for layer in model.layers if isinstance(layer, torch.nn.BatchNorm2d)}
 
 
 def test_target_loss_ends_the_run(call, tmp_path):
