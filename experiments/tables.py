@@ -60,8 +60,7 @@ def share(value):
     return f"{value:.2%}"
 
 
-def interval(metrics):
-    low, high = metrics["accuracy_interval"]
+def interval(low, high):
     return f"{100 * low:.2f}–{high:.2%}"
 
 
@@ -98,7 +97,7 @@ def comparison():
     for row in runs.read_rows(RESULTS / runs.COMPARISON):
         cells = [code(row["model"]), *(share(float(row[f"{name}_accuracy"])) for name in ("train", "validation"))]
         cells += [f"**{float(row['test_accuracy']):.2%}**"]
-        cells += [f"{100 * float(row['interval_low']):.2f}–{float(row['interval_high']):.2%}"]
+        cells += [interval(float(row["interval_low"]), float(row["interval_high"]))]
         rows.append(cells + [share(float(row[f"test_{name}"])) for name in ("precision", "recall", "f1")])
     return [["network", "train", "validation", "test", "95% interval", "precision", "recall", "F1"], *rows]
 
@@ -107,13 +106,12 @@ def results():
     """The comparison in short, with what each network costs."""
     rows = []
     for row in runs.read_rows(RESULTS / runs.COMPARISON):
-        cells = [f"{float(row[f'{split}_accuracy']):.1%}" for split in ("train", "validation")]
-        cells.append(f"**{float(row['test_accuracy']):.2%}**")
+        cells = [f"{float(row['validation_accuracy']):.1%}", f"**{float(row['test_accuracy']):.2%}**"]
         low, high = (f"{100 * float(row[f'interval_{end}']):.1f}" for end in ("low", "high"))
         counts = [f"{int(row[name]) / 1e6:.1f} M" for name in ("parameters", "multiply_adds")]
         minutes = runs.read_history(RESULTS / row["model"])["seconds"].sum() / 60
         rows.append([code(row["model"]), *cells, f"{low}–{high}", *counts, f"{minutes:.0f}"])
-    header = ["network", "train", "validation", "test", "95% interval", "parameters", "multiply-adds", "minutes"]
+    header = ["network", "validation", "test", "95% interval", "parameters", "multiply-adds", "minutes"]
     return [header, *rows]
 
 
@@ -301,7 +299,14 @@ def softmax():
         metrics, history = runs.read_metrics(folder), runs.read_history(folder)
         lowest, test = history["validation_loss"].argmin() + 1, metrics["test"]
         cells = [title, str(metrics["best_epoch"]), str(lowest), share(metrics["validation"]["accuracy"])]
-        rows.append([*cells, share(test["accuracy"]), interval(test), share(test["expected_calibration_error"])])
+        rows.append(
+            [
+                *cells,
+                share(test["accuracy"]),
+                interval(*test["accuracy_interval"]),
+                share(test["expected_calibration_error"]),
+            ]
+        )
     header = ["the loss of `cnn2` is taken on", "best epoch", "lowest validation loss at epoch", "validation"]
     return [[*header, "test", "95% interval", "calibration error"], *rows]
 
@@ -325,37 +330,44 @@ def search():
     ]
 
 
+def measured_speed(part):
+    return json.loads((EXPERIMENTS / "throughput.json").read_text())[part]
+
+
+def with_range(values, digits=1):
+    """Median, minimum and maximum of several rounds."""
+    median, low, high = (f"{values[name]:,.{digits}f}" for name in ("median", "minimum", "maximum"))
+    return f"{median} ({low} to {high})"
+
+
 def speed():
-    measured, rows = json.loads((EXPERIMENTS / "throughput.json").read_text()), []
-    for name, values in measured["steps"].items():
+    rows = []
+    for name, values in measured_speed("steps").items():
         times = {contestant: summary["median"] for contestant, summary in values["milliseconds"].items()}
         usual = min(time for contestant, time in times.items() if contestant.startswith("usual"))
         ratios = values["ratios"]
         ratio, fp32 = ratios["usual script / project"], ratios["usual script / project fp32"]
-        spread = f"{ratio['median']:.1f} ({ratio['minimum']:.1f} to {ratio['maximum']:.1f})"
-        cells = [code(name), f"{times['project']:.2f} ms", f"{usual:.2f} ms", spread]
+        cells = [code(name), f"{times['project']:.2f} ms", f"{usual:.2f} ms", with_range(ratio)]
         rows.append([*cells, f"{fp32['median']:.1f}", f"{ratios['project / floor']['median']:.2f}"])
     return [["network", "this project", "usual script", "ratio", "ratio, both in fp32", "times the floor"], *rows]
 
 
 def batch_sizes():
-    measured, rows = json.loads((EXPERIMENTS / "throughput.json").read_text())["batches"], []
-    for name, batches in measured.items():
+    rows = []
+    for name, batches in measured_speed("batches").items():
         for size, values in batches.items():
-            times = values["microseconds an image"]
-            spread = f"{times['median']:,.0f} ({times['minimum']:,.0f} to {times['maximum']:,.0f})"
-            rows.append([code(name), size.removeprefix("batch "), spread, f"{values['peak memory in MB']:,} MB"])
+            cells = [code(name), size.removeprefix("batch "), with_range(values["microseconds an image"], 0)]
+            rows.append([*cells, f"{values['peak memory in MB']:,} MB"])
     return [["network", "batch size", "microseconds an image", "peak memory"], *rows]
 
 
 def busy():
-    measured, rows = json.loads((EXPERIMENTS / "throughput.json").read_text())["busy"], []
-    for name, values in measured.items():
+    rows = []
+    for name, values in measured_speed("busy").items():
         for threads in ("bound", "free"):
             times = [values["milliseconds"][f"{threads}, {state}"]["median"] for state in ("alone", "busy")]
-            slower = values["ratios"][f"busy / alone, {threads}"]
-            spread = f"{slower['median']:.1f} ({slower['minimum']:.1f} to {slower['maximum']:.1f})"
-            rows.append([code(name), threads, *(f"{time:.2f} ms" for time in times), spread])
+            slower = with_range(values["ratios"][f"busy / alone, {threads}"])
+            rows.append([code(name), threads, *(f"{time:.2f} ms" for time in times), slower])
     return [["network", "threads", "alone", "beside a busy program", "ratio"], *rows]
 
 
