@@ -145,13 +145,11 @@ class UsualScript:
     def epoch(self, images):
         """Seconds of the steps, without the start of the workers, which a whole epoch hides."""
         batch_size = Recipe.batch_size
-        loader = DataLoader(
-            Subset(self.dataset, range(images + batch_size)), batch_size, shuffle=True, num_workers=self.workers
-        )
+        some = Subset(self.dataset, range(images + batch_size))
         self.model.train()
         running_loss = 0.0
         with all_cores():
-            batches = iter(loader)
+            batches = iter(DataLoader(some, batch_size, shuffle=True, num_workers=self.workers))
         for step, (inputs, labels) in enumerate(batches):
             inputs, labels = inputs.to(self.device), labels.to(self.device)
             self.optimizer.zero_grad()
@@ -325,10 +323,15 @@ def all_cores():
         os.sched_setaffinity(0, own)
 
 
+@contextlib.contextmanager
 def new_process():
     """A pool of one process, whose memory and threads nothing before has touched."""
     with all_cores():
-        return multiprocessing.get_context("spawn").Pool(1, command.keep_freed_memory)
+        pool = multiprocessing.get_context("spawn").Pool(1, command.keep_freed_memory)
+    with pool:  # which ends it at once
+        yield pool
+        pool.close()
+        pool.join()
 
 
 def measure_command(data_dir):
