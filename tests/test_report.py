@@ -304,8 +304,12 @@ def improvement():
     longer = tables.seed_rows()["vgg_improved_longer"]
     operations = experiments.pflop(metrics_of(IMPROVED)["multiply_adds"], seeds.ROWS["vgg_improved_longer"].recipe)
     yield f"40 epochs, which take {operations:.2f} PFLOP,"
-    after = [float(row["test_accuracy"]) for row in longer]
-    yield "give {:.2%} and {:.2%} with seeds 0 and 1 ({:.2%} and {:.2%} before).".format(*after, *by_seed[:2])
+    pairs = {
+        split: [100 * float(row[f"{split}_accuracy"]) for row in (*longer[:2], *tables.seed_rows()[IMPROVED][:2])]
+        for split in ("test", "validation")
+    }
+    yield "give {:.2f}% and {:.2f}% with seeds 0 and 1 ({:.2f}% and {:.2f}% before), and".format(*pairs["test"])
+    yield "images {:.2f}% and {:.2f}% ({:.2f}% and {:.2f}%).".format(*pairs["validation"])
     assert 85 < history_of("vgg")["seconds"].sum() / 60 < 95
     assert [round(metrics_of(name)["multiply_adds"] / 1e6) for name in ("vgg", IMPROVED)] == [154, 200]
     searched = runs.read_rows(EXPERIMENTS / "search.csv")
