@@ -629,7 +629,7 @@ def draw_effects(out_dir):
     axes.set_yticks(positions, [label.replace("_", " ") for label in labels])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     than = f"less that of '{only}'" if only else "less that of the row on the left of the arrow"
-    axes.set(xlabel=f"validation accuracy {than}, in percentage points, 95% interval over seeds")
+    axes.set(xlabel=f"validation accuracy {than},\nin percentage points, with 95% interval over seeds")
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     save(figure, (Path(out_dir) / runs.EFFECTS).with_suffix(".png"))
