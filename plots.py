@@ -181,7 +181,7 @@ def draw_confusion_matrix(folder, metrics, split):
         f"{run_title(folder)}, {split}: {metrics[split]['samples']:,} images, accuracy {metrics[split]['accuracy']:.2%}"
     )
     label = "mistakes: share of the true class"
-    figure.colorbar(image, ax=axes, shrink=0.8, label=label, format=PercentFormatter(1, decimals=1))
+    figure.colorbar(image, ax=axes, shrink=0.8, label=label, format=PercentFormatter(1))
     save(figure, folder / runs.CONFUSION_MATRIX.format(split))
 
 
