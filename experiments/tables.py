@@ -25,14 +25,14 @@ import runs
 from experiments import effects
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "outs" / "exercise_04"
+OUTS = ROOT / "outs"
+RESULTS = OUTS / "exercise_04"
 EXPERIMENTS = ROOT / "experiments"
 README, REPORT, PAGE = ROOT / "README.md", RESULTS / "README.md", EXPERIMENTS / "README.md"
 IMPROVED = "vgg_improved"
-SEEDS = ROOT / "outs" / "seeds"
-SOFTMAX_TWICE = ROOT / "outs" / "softmax_twice"
-NETWORKS = ["dense", "cnn1", "cnn2", "vgg"]  # those of the exercise's recipe, from the simplest on
-RUNS = [*NETWORKS, IMPROVED]
+SOFTMAX_TWICE = OUTS / "softmax_twice"
+BY_EXERCISE = ["dense", "cnn1", "cnn2", "vgg"]  # those of the exercise's recipe, from the simplest on
+NETWORKS = [*BY_EXERCISE, IMPROVED]
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
@@ -129,7 +129,7 @@ def spread(values, digits=2):
 def seed_rows():
     """The rows of seeds.csv by run, the committed seed 0 first: a dict of lists."""
     by_run = {}
-    for row in runs.read_rows(SEEDS / runs.SEEDS):
+    for row in runs.read_rows(OUTS / "seeds" / runs.SEEDS):
         by_run.setdefault(row["run"], []).append(row)
     return by_run
 
@@ -138,7 +138,7 @@ def steps_over_seeds():
     """The difference of the mean test accuracies of two successive networks: experiments.effects by (row, against)."""
     values = {run: [float(row["test_accuracy"]) for row in rows] for run, rows in seed_rows().items()}
     steps = {}
-    for against, row in itertools.pairwise(RUNS):
+    for against, row in itertools.pairwise(NETWORKS):
         if min(len(values[against]), len(values[row])) > 1:
             (steps[row, against],) = effects({name: values[name] for name in (against, row)}, [(row, against)])
     return steps
@@ -194,7 +194,7 @@ def fitting():
     header = ["network", "lowest validation loss", "best epoch", "training / validation accuracy there"]
     header += ["training / validation accuracy of the last epoch", "its validation loss"]
     rows = []
-    for name in RUNS:
+    for name in NETWORKS:
         history, kept = runs.read_history(RESULTS / name), metrics_of(name)["best_epoch"]
         losses = history["validation_loss"]
         cells = [code(name), f"{losses.min():.3f} at epoch {losses.argmin() + 1}", str(kept)]
@@ -206,7 +206,7 @@ def fitting():
 
 def confusions(count=8):
     """cnn2's most frequent confusions on the test split, and the same ones of the other networks."""
-    matrices = {name: np.array(metrics_of(name)["test"]["confusion_matrix"]) for name in RUNS}
+    matrices = {name: np.array(metrics_of(name)["test"]["confusion_matrix"]) for name in NETWORKS}
     classes = list(metrics_of("cnn2")["test"]["per_class"])
     wrong = matrices["cnn2"] - np.diag(np.diag(matrices["cnn2"]))
     order = np.argsort(-wrong, axis=None, kind="stable")[:count]
@@ -214,7 +214,7 @@ def confusions(count=8):
     for true, predicted in zip(*np.unravel_index(order, wrong.shape)):
         shares = (f"{matrix[true, predicted] / matrix[true].sum():.1%}" for matrix in matrices.values())
         rows.append([classes[true], classes[predicted], *shares])
-    return [["true class", "taken for", *map(code, RUNS)], *rows]
+    return [["true class", "taken for", *map(code, NETWORKS)], *rows]
 
 
 def confidence_of(name):
@@ -225,7 +225,7 @@ def confidence_of(name):
 
 def calibration():
     rows = []
-    for name in RUNS:
+    for name in NETWORKS:
         test = metrics_of(name)["test"]
         rows.append(
             [code(name), share(confidence_of(name)), share(test["accuracy"]), share(test["expected_calibration_error"])]
@@ -252,7 +252,7 @@ def doubted_labels():
 def new_data():
     """Test accuracy with and without images that say little about new data, or whose label may be wrong."""
     rows = []
-    for name in RUNS:
+    for name in NETWORKS:
         right = right_of(name)
         twins, doubted = (np.isin(np.arange(len(right)), each()) for each in (near_duplicates, doubted_labels))
         rows.append([code(name), *(share(right[each].mean()) for each in (twins | ~twins, twins, ~twins, ~doubted))])
@@ -271,7 +271,7 @@ def changed_accuracies():
 def changed_images(titles):
     """Test accuracy on images that are changed as the keys of `titles` say: (kind, amount)."""
     accuracy = changed_accuracies()
-    rows = [[code(name), *(f"{accuracy[(name, *change)]:.1%}" for change in titles)] for name in RUNS]
+    rows = [[code(name), *(f"{accuracy[(name, *change)]:.1%}" for change in titles)] for name in NETWORKS]
     return [["network", *titles.values()], *rows]
 
 
@@ -330,6 +330,51 @@ def search():
     ]
 
 
+def compared(experiment, titles, costs=False):
+    """The rows of an experiment: those of `titles`, a dict by row; with what each costs, if so wished."""
+    by_run, folder = {}, OUTS / experiment
+    for row in runs.read_rows(folder / runs.RUNS):
+        by_run.setdefault(row["row"], []).append(row)
+    differences = {
+        row["row"]: in_points(*(float(row[name]) for name in ("difference", "low", "high")))
+        for row in runs.read_rows(folder / runs.EFFECTS)
+    }
+    table = [["", "seeds", "validation accuracy, %", "points gained (95% interval)"]]
+    table[0] += ["with noise, %", "PFLOP", "minutes"] if costs else []
+    for name, title in titles.items():
+        rows = by_run[name]
+        clean, noisy = ([100 * float(row[of]) for row in rows] for of in ("validation_accuracy", "with_noise"))
+        table.append([title, str(len(rows)), spread(clean), differences.get(name, "–")])
+        if costs:
+            minutes = statistics.mean(float(row["minutes"]) for row in rows)
+            table[-1] += [spread(noisy, 1), f"{float(rows[0]['pflop']):.2f}", f"{minutes:.0f}"]
+    return table
+
+
+def vgg_apart():
+    return compared(
+        "vgg_apart",
+        {
+            "cnn2": "`cnn2`",
+            "wider": "as many filters and units as `vgg`",
+            "third_block": "a third block",
+            "two_convolutions": "two convolutions in each block",
+            "batch_normalisation": "batch normalisation",
+            "dropout": "dropout, which makes it `vgg`",
+        },
+        costs=True,
+    )
+
+
+def learning_rates():
+    names = [(name, rate) for name in ("dense", "cnn2") for rate in ("1e-4", "3e-4", "1e-3")]
+    return compared("learning_rates", {f"{name}_{rate}": f"`{name}`, {rate}" for name, rate in names})
+
+
+def precision():
+    return compared("precision", {"fp32": "fp32", "bf16": "bf16"})
+
+
 def measured_speed(part):
     return json.loads((EXPERIMENTS / "throughput.json").read_text())[part]
 
@@ -376,6 +421,7 @@ TABLES = {
     for function in (
         *(split, comparison, results, steps, seeds, splits_of_cnn2, classes_of_cnn2, fitting, confusions, calibration),
         *(new_data, robustness, conditions, softmax, search, speed, batch_sizes, busy),
+        *(vgg_apart, learning_rates, precision),
     )
 }
 TABLES |= {f"layers_{name}": lambda name=name: layers(name) for name in models.MODELS}

@@ -19,6 +19,7 @@ import models
 import runs
 from experiments import ablation, seeds, tables
 from experiments.tables import (
+    BY_EXERCISE,
     EXPERIMENTS,
     IMPROVED,
     NETWORKS,
@@ -26,7 +27,6 @@ from experiments.tables import (
     README,
     REPORT,
     RESULTS,
-    RUNS,
     SOFTMAX_TWICE,
     changed_accuracies,
     confidence_of,
@@ -45,7 +45,7 @@ def test_tables_are_those_that_the_committed_files_give():
         assert tables.with_tables(text) == text, f"python -m experiments.tables writes those of {path} again"
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_metrics_can_be_recomputed_from_the_committed_predictions(name):
     with np.load(RESULTS / name / runs.PREDICTIONS) as saved:
         labels, predicted = saved["labels"], saved["probabilities"].argmax(axis=1)
@@ -58,7 +58,7 @@ def test_metrics_can_be_recomputed_from_the_committed_predictions(name):
 
 def test_comparison_is_that_of_the_committed_metrics():
     rows = runs.read_rows(RESULTS / runs.COMPARISON)
-    assert [row["model"] for row in rows] == RUNS
+    assert [row["model"] for row in rows] == NETWORKS
     text = (RESULTS / runs.COMPARISON).with_suffix(".md").read_text()
     for row in rows:
         metrics = metrics_of(row["model"])
@@ -106,7 +106,7 @@ def digits_taken_for_cats(name):
 def kept_when(kind, amount):
     """The share of its accuracy that each network keeps on changed images, as a dict."""
     accuracy = changed_accuracies()
-    return {name: accuracy[name, kind, amount] / accuracy[name, kind, 0] for name in RUNS}
+    return {name: accuracy[name, kind, amount] / accuracy[name, kind, 0] for name in NETWORKS}
 
 
 NOISY = [(IMPROVED, "noise", 0), (IMPROVED, "noise", 10), ("dense", "noise", 10)]
@@ -147,7 +147,7 @@ def readme_findings():
     before, after, dense = (changed_accuracies()[each] for each in NOISY)
     yield f"takes `{IMPROVED}` from {before:.1%} to {after:.1%}, far below `dense`, which keeps {dense:.1%} "
     assert after < dense / 2
-    folders = [SOFTMAX_TWICE, *(tables.SEEDS / "softmax_twice").iterdir()]
+    folders = [SOFTMAX_TWICE, *(tables.OUTS / "seeds" / "softmax_twice").iterdir()]
     matrices = [runs.read_metrics(folder)["test"]["confusion_matrix"] for folder in folders]
     assert sum(not any(row[1] for row in matrix) for matrix in matrices) == 1, "never an automobile"
     yield f"with one of {['four', 'five'][len(folders) - 4]} seeds, the network never predicts one of the classes"
@@ -156,7 +156,7 @@ def readme_findings():
 def readme_speed():
     """Between a quarter and a half."""
     measured = tables.measured_speed("steps")
-    for name in NETWORKS:
+    for name in BY_EXERCISE:
         assert 1.95 < measured[name]["ratios"]["usual script / project"]["median"] < 4
     return []
 
@@ -191,7 +191,7 @@ def loss():
     yield f"at epoch {epoch}, validation accuracy is {slow[epoch - 1]:.2%} instead of {fast[epoch - 1]:.2%}."
     falling = runs.read_history(SOFTMAX_TWICE)["validation_loss"]
     assert falling[-20:].max() - falling[-20:].min() < 0.02 and falling[0] - falling[-1] > 0.2
-    other = runs.read_metrics(tables.SEEDS / "softmax_twice" / "1")["test"]
+    other = runs.read_metrics(tables.OUTS / "seeds" / "softmax_twice" / "1")["test"]
     assert not any(row[1] for row in other["confusion_matrix"]), "never an automobile"
     yield f"never predicts *automobile*, and gets {other['accuracy']:.2%} of the test images"
     yield f"cross-entropy on the test images is {twice['test']['loss']:.2f} instead of {once['test']['loss']:.2f}"
@@ -216,7 +216,7 @@ def training():
     true = [float(row["validation_loss"]) for row in runs.read_rows(SOFTMAX_TWICE / runs.TRUE_LOSS)]
     turns = true.index(min(true)) + 1
     yield f"rises from {min(true):.2f} at epoch {turns} to {true[-1]:.2f} at the end"
-    assert max(map(lowest_loss_at, NETWORKS)) < 20
+    assert max(map(lowest_loss_at, BY_EXERCISE)) < 20
 
 
 def evaluation():
@@ -241,7 +241,7 @@ def evaluation():
 
 
 def design_loop():
-    validated = {name: accuracy_of(name, "validation") for name in RUNS}
+    validated = {name: accuracy_of(name, "validation") for name in NETWORKS}
     epochs = len(history_of(IMPROVED)["epoch"])
     yield f"{validated[IMPROVED]:.2%}, and {accuracy_of(IMPROVED):.2%} on the test images, in {epochs} epochs."
     yield f"`vgg` had {history_of('vgg')['validation_accuracy'][epochs - 1]:.2%} of the validation"
@@ -254,7 +254,7 @@ def design_loop():
     difference = f"{100 * steps[smallest]['difference']:.1f}"
     yield f"The smallest step, from `{smallest[1]}` to `{smallest[0]}`, is {difference} points over the seeds"
     better = []
-    for name in NETWORKS:
+    for name in BY_EXERCISE:
         rows = tables.seed_rows()[name]
         test, validation = ([float(row[f"{split}_accuracy"]) for row in rows] for split in ("test", "validation"))
         assert len(rows) == 1 or stdev(test) < 0.005
@@ -334,7 +334,7 @@ def improvement():
 
 def new_data():
     lost = []
-    for name in RUNS:
+    for name in NETWORKS:
         without = np.delete(tables.right_of(name), tables.near_duplicates())
         lost.append(100 * (accuracy_of(name) - without.mean()))
     yield f"without them, no accuracy falls by more than {math.ceil(10 * max(lost)) / 10:.1f} points"
@@ -363,13 +363,13 @@ def invariance():
         "`dense` keeps {dense:.0%} of its accuracy, `cnn1` {cnn1:.0%}, `cnn2` {cnn2:.0%}, `vgg` {vgg:.0%} and "
         "`vgg_improved` {vgg_improved:.0%}.".format(**shifted)
     )
-    others = [rotated[name] for name in NETWORKS if name != "dense"]
+    others = [rotated[name] for name in BY_EXERCISE if name != "dense"]
     yield (
         f"`dense` keeps {rotated['dense']:.0%} of its accuracy and the convolutional networks of the same recipe only "
         f"{min(others):.0%} to {max(others):.0%}"
     )
     turned = kept_when("rotation", 90)
-    others = [turned[name] for name in NETWORKS if name != "dense"]
+    others = [turned[name] for name in BY_EXERCISE if name != "dense"]
     yield f"`dense` keeps {turned['dense']:.0%} and they keep {min(others):.0%} to {max(others):.0%}."
 
 
