@@ -35,7 +35,7 @@ IMAGES_SHOWN = 25  # of the most confident mistakes, and of all at random
 CHANGES = {  # of the test images, for robustness, and the amounts: pixels, degrees, ... as data.changed takes them
     "shift": (1, 2, 4, 8),
     "rotation": (10, 20, 30, 60, 90),
-    "noise": (10, 20, 40),
+    "noise": (2, 5, 10, 20, 40),
     "blur": (0.5, 1.0, 2.0),
     "contrast": (0.25, 0.5, 0.75),
     "jpeg": (20, 50, 80),
@@ -218,18 +218,21 @@ def look_inside(model, split):
     """What becomes of a few images in a network, as arrays by name.
 
     images, labels, probabilities [N, 10]; block_1, block_2, ... [N, MAPS_SHOWN, height, width]: of the feature maps
-    after each block's pooling, those that vary most; occlusion [N, 7, 7]: how much less probable the label is where a
-    grey square covers the image (Zeiler & Fergus 2014, arXiv:1311.2901).
+    that the layer with weights after each pooling receives, those that vary most; occlusion [N, 7, 7]: how much less
+    probable the label is where a grey square covers the image (Zeiler & Fergus 2014, arXiv:1311.2901).
     """
     maps, count = {}, len(split.labels)
     with torch.inference_mode():
         probabilities = model(split.images)
         values = model.normalised(split.images)
+        pooled = False
         for layer in model.layers:
-            values = layer(values)
-            if isinstance(layer, torch.nn.MaxPool2d) and values.shape[-1] > 1:
+            if pooled and isinstance(layer, (torch.nn.Conv2d, models.Flatten)) and values.shape[-1] > 1:
                 order = values.std(dim=(2, 3)).argsort(dim=1, descending=True, stable=True)[:, :MAPS_SHOWN]
                 maps[f"block_{len(maps) + 1}"] = values[torch.arange(count)[:, None], order].cpu().numpy()
+                pooled = False
+            values = layer(values)
+            pooled |= isinstance(layer, torch.nn.MaxPool2d)
         true = torch.arange(count), split.labels
         occlusion = torch.zeros(count, 7, 7)
         for row, column in np.ndindex(7, 7):

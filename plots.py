@@ -27,7 +27,8 @@ matplotlib.rcParams["text.parse_math"] = False  # dollar signs in a name are dol
 
 SOFTMAX_TWICE_FLOOR = np.log(1 + 9 / np.e)  # the cross-entropy of a perfect prediction among ten classes
 VANISHED = 0.1  # a kernel's share of its first norm, below which it counts for nothing
-FEW = 10  # the reliability diagram shows no accuracy of fewer images than this
+SEED_REACH = 2  # points from the mean, beyond which a seed's accuracy is marked at the edge
+FEW = 50  # the reliability diagram shows no accuracy of fewer images than this
 # Okabe & Ito's colours, told apart by the colour-blind; dashes and markers tell them apart in grey.
 BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
 LINE_STYLES = list(zip(("o-", "s--", "^-.", "D:", "v-"), (BLUE, ORANGE, GREEN, PURPLE, "black")))
@@ -38,7 +39,7 @@ CHANGE_LABELS = {
     "noise": "noise, std. in grey levels",
     "blur": "blur, std. in pixels",
     "contrast": "lost share of contrast",
-    "jpeg": "JPEG, 100 − quality",
+    "jpeg": "JPEG quality",
 }
 
 
@@ -122,9 +123,12 @@ def draw_loss(folder, metrics):
     if best >= len(epochs):  # what a run that was killed in between leaves
         raise PlotError(f"{folder / runs.HISTORY} ends before epoch {best + 1}: go on with the run by --resume")
     lowest = history["validation_loss"].argmin()
+    settings = metrics["settings"]
+    kinds = [kind for name, kind in (("augment", "augmented"), ("skip_easy", "mostly hard")) if settings.get(name)]
+    training = f"training ({', '.join(kinds)})" if kinds else "training"
     figure = Figure(figsize=(9, 4), layout="constrained")
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy")):
-        axes.plot(epochs, history[f"train_{quantity}"], "--", color=BLUE, label="training")
+        axes.plot(epochs, history[f"train_{quantity}"], "--", color=BLUE, label=training)
         validation = history[f"validation_{quantity}"]
         axes.plot(epochs, validation, "-", color=ORANGE, label="validation")
         axes.axvline(epochs[lowest], color="black", linestyle=":", linewidth=1)
@@ -431,23 +435,14 @@ def draw_comparison(out_dir):
         label="test split (numbers), with 95% interval",
     )
     for row, x, y in zip(rows, cost, test):
-        left = x > 0.3 * cost.max()  # where there is no room to the right
-        axes.annotate(
-            f"{row['model']} {y:.1%}",
-            (x, y),
-            (-9 if left else 9, 0),
-            textcoords="offset points",
-            ha="right" if left else "left",
-            va="center",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-        )
+        axes.annotate(f"{row['model']} {y:.1%}", (x, y), (9, 0), textcoords="offset points", va="center")
     axes.set(
         xscale="log",
         xlabel="multiply-adds for one image, in millions (M), log scale",
         ylabel="accuracy at the best epoch",
     )
     axes.xaxis.set_major_formatter(EngFormatter(places=0))
-    axes.margins(x=0.12)
+    axes.set_xlim(cost.min() / 1.7, 4.9 * cost.max())  # room for the last name
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
@@ -563,6 +558,11 @@ def draw_calibrations(out_dir):
     draw_panels(path, curves, draw, "probability of the predicted class", "share that is right", 3)
 
 
+def change_amount(kind, amount):
+    """How much an image is changed, in words; JPEG's amount is what its quality lacks to 100."""
+    return f"{amount:g}" if kind != "jpeg" else f"{100 - amount:g}" if amount else "none"
+
+
 def draw_robustness(out_dir):
     """robustness.png: test accuracy of each model by the amount of each change of the images."""
     rows = runs.read_rows(Path(out_dir) / runs.ROBUSTNESS, "model", "transformation", "amount", "test_accuracy")
@@ -577,7 +577,8 @@ def draw_robustness(out_dir):
         for model, (line, colour) in zip(models, itertools.cycle(LINE_STYLES)):
             axes.plot(*by_model[model], line, color=colour, markersize=5, label=model)
         axes.set(xlabel=CHANGE_LABELS.get(kind, kind), ylim=(0, 1))
-        axes.set_xticks(by_model[models[0]][0])
+        amounts = by_model[models[0]][0]
+        axes.set_xticks(amounts, [change_amount(kind, amount) for amount in amounts])
 
     draw_panels((Path(out_dir) / runs.ROBUSTNESS).with_suffix(".png"), curves, draw, None, "test accuracy", 2.9)
 
@@ -593,11 +594,11 @@ def draw_changed(out_dir):
     picture = np.full((len(by_kind) * down, columns * across, 3), 255, np.uint8)
     figure = Figure(figsize=(1.3 * columns + 1.2, 1.35 * len(by_kind)), layout="compressed")
     axes = figure.subplots()
-    for row, versions in enumerate(by_kind.values()):
+    for row, (kind, versions) in enumerate(by_kind.items()):
         for column, (image, amount) in enumerate(versions):
             top, left = row * down + 7, column * across + 3
             picture[top : top + 32, left : left + 32] = image.transpose(1, 2, 0)
-            write(axes, left + 15.5, top - 1, f"{amount:g}", va="bottom", fontsize=9)
+            write(axes, left + 15.5, top - 1, change_amount(kind, amount), va="bottom", fontsize=9)
     axes.imshow(picture, interpolation="nearest")
     axes.set_yticks(np.arange(len(by_kind)) * down + 23, [CHANGE_LABELS.get(kind, kind) for kind in by_kind])
     axes.set_xticks([])
@@ -628,7 +629,7 @@ def draw_effects(out_dir):
     labels = [row["row"] if only else f"{row['against']} → {row['row']}" for row in rows]
     axes.set_yticks(positions, [label.replace("_", " ") for label in labels])
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    than = f"less that of '{only}'" if only else "less that of the row on the left of the arrow"
+    than = f"minus that of '{only}'" if only else "minus that of the row on the left of the arrow"
     axes.set(xlabel=f"validation accuracy {than},\nin percentage points, with 95% interval over seeds")
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
@@ -643,7 +644,7 @@ def draw_seeds(out_dir):
         epoch, validation, test = (float(row[name]) for name in names)
         by_run.setdefault(row["run"], []).append((100 * test, epoch, 100 * (validation - test)))  # seed 0 is the first
     by_run = {name: np.array(values) for name, values in by_run.items() if len(values) > 1}
-    titles = ("test accuracy\nless its mean, in points", "best epoch", "validation less test\naccuracy, in points")
+    titles = ("test accuracy minus\nits mean, in points", "best epoch", "validation minus test\naccuracy, in points")
     figure = Figure(figsize=(9, 1.6 + 0.5 * len(by_run)), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     for position, of_run in enumerate(by_run.values()):
@@ -654,6 +655,13 @@ def draw_seeds(out_dir):
             axes.plot(values, np.full(len(values), position), "o", color=BLUE, label="a seed")
             style = {"color": ORANGE, "fillstyle": "none", "markersize": 10, "label": "seed 0"}
             axes.plot(values[0], position, "s", **style)
+        for value in of_run[:, 0]:
+            if abs(value) > SEED_REACH:  # the others would be one dot if the axis went so far
+                edge = np.copysign(SEED_REACH, value)
+                panels[0].plot(edge, position, "<" if edge < 0 else ">", color=BLUE, clip_on=False)
+                text = f"{value:+.1f} ".replace("-", "−")
+                panels[0].annotate(text, (edge, position), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+    panels[0].set_xlim(-1.15 * SEED_REACH, 1.15 * SEED_REACH)
     labels = [f"{name}, {len(each)} seeds\n{each[:, 0].mean():.1f}%" for name, each in by_run.items()]
     panels[0].set_yticks(range(len(by_run)), labels)
     panels[0].set_ylim(len(by_run) - 0.4, -0.6)

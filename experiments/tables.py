@@ -160,8 +160,8 @@ def steps():
 
 def seeds():
     """What the seed changes, of the networks that have more than one: means and standard deviations."""
-    table = [["network", "seeds", "test accuracy, %", "best epoch", "validation less test, points"]]
-    table[0].append("best less last epoch on the test images, points")
+    table = [["network", "seeds", "test accuracy, %", "best epoch", "validation minus test, points"]]
+    table[0].append("best minus last epoch on the test images, points")
     for run, rows in seed_rows().items():
         test, validation = ([100 * float(row[f"{name}_accuracy"]) for row in rows] for name in ("test", "validation"))
         last = [(each, row["last_test_accuracy"]) for each, row in zip(test, rows)]
@@ -191,8 +191,8 @@ def classes_of_cnn2():
 
 def fitting():
     """Where overfitting begins, what the best epoch shows, and what the last one does."""
-    header = ["network", "lowest validation loss", "best epoch", "training / validation accuracy there"]
-    header += ["training / validation accuracy of the last epoch", "its validation loss"]
+    header = ["network", "lowest validation loss", "best epoch", "training / validation accuracy of the best epoch"]
+    header += ["training / validation accuracy of the last epoch", "validation loss of the last epoch"]
     rows = []
     for name in NETWORKS:
         history, kept = runs.read_history(RESULTS / name), metrics_of(name)["best_epoch"]
@@ -204,17 +204,26 @@ def fitting():
     return [header, *rows]
 
 
+def tests_of(name):
+    """The metrics of a network on the test split, one for each seed, the committed run's first."""
+    folders = [RESULTS / name, *sorted(path.parent for path in (OUTS / "seeds" / name).glob(f"*/{runs.METRICS}"))]
+    return [runs.read_metrics(folder)["test"] for folder in folders]
+
+
 def confusions(count=8):
-    """cnn2's most frequent confusions on the test split, and the same ones of the other networks."""
-    matrices = {name: np.array(metrics_of(name)["test"]["confusion_matrix"]) for name in NETWORKS}
+    """The pairs of classes that cnn2 confuses most on the test split: their share, in each network, over its seeds."""
     classes = list(metrics_of("cnn2")["test"]["per_class"])
-    wrong = matrices["cnn2"] - np.diag(np.diag(matrices["cnn2"]))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:count]
-    rows = []
-    for true, predicted in zip(*np.unravel_index(order, wrong.shape)):
-        shares = (f"{matrix[true, predicted] / matrix[true].sum():.1%}" for matrix in matrices.values())
-        rows.append([classes[true], classes[predicted], *shares])
-    return [["true class", "taken for", *map(code, NETWORKS)], *rows]
+    shares = {}
+    for name in NETWORKS:
+        matrices = np.array([test["confusion_matrix"] for test in tests_of(name)])
+        totals = matrices.sum(axis=2, keepdims=True)
+        shares[name] = 100 * (matrices + matrices.swapaxes(1, 2)) / (totals + totals.swapaxes(1, 2))
+    pairs = sorted(itertools.combinations(range(len(classes)), 2), key=lambda pair: -shares["cnn2"].mean(axis=0)[pair])
+    rows = [
+        [f"{classes[one]}, {classes[other]}", *(spread(shares[name][:, one, other].tolist(), 1) for name in NETWORKS)]
+        for one, other in pairs[:count]
+    ]
+    return [["classes", *map(code, NETWORKS)], *rows]
 
 
 def confidence_of(name):
@@ -256,7 +265,7 @@ def new_data():
         right = right_of(name)
         twins, doubted = (np.isin(np.arange(len(right)), each()) for each in (near_duplicates, doubted_labels))
         rows.append([code(name), *(share(right[each].mean()) for each in (twins | ~twins, twins, ~twins, ~doubted))])
-    header = ["all", "with a near-duplicate", "without one", "without a doubted label"]
+    header = ["all", "with a near-duplicate", "without one", "without a contested label"]
     return [["network", *header], *rows]
 
 
@@ -394,7 +403,7 @@ def speed():
         ratio, fp32 = ratios["usual script / project"], ratios["usual script / project fp32"]
         cells = [code(name), f"{times['project']:.2f} ms", f"{usual:.2f} ms", with_range(ratio)]
         rows.append([*cells, f"{fp32['median']:.1f}", f"{ratios['project / floor']['median']:.2f}"])
-    return [["network", "this project", "usual script", "ratio", "ratio, both in fp32", "times the floor"], *rows]
+    return [["network", "this project", "usual script", "ratio", "ratio, both in fp32", "relative to the floor"], *rows]
 
 
 def batch_sizes():
