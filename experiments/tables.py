@@ -293,6 +293,7 @@ def conditions():
     return changed_images(
         {
             ("noise", 0): "as they are",
+            ("noise", 5): "noise 5",
             ("noise", 10): "noise 10",
             ("noise", 20): "noise 20",
             ("blur", 1): "blur 1 px",

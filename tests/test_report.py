@@ -301,8 +301,8 @@ def design_loop():
 def how_it_solves_the_problem():
     first, second, connected, last = likeness_to_start("cnn2")
     yield f"r = {first:.2f}. Random"
-    yield f"the second convolution is at {second:.2f}, the first fully connected layer at {connected:.2f}. The last one,"
-    yield f"at {last:.2f}, weighs"
+    yield f"the second convolution is at {second:.2f}, the first fully connected layer at {connected:.2f}."
+    yield f"The last one, at {last:.2f}, weighs"
     with np.load(RESULTS / "cnn2" / runs.INSIDE) as saved:
         drops, rises = (100 * saved["occlusion"].max(axis=(1, 2)), -100 * saved["occlusion"].min(axis=(1, 2)))
         assert saved["classes"][saved["labels"]][[1, 4]].tolist() == ["ship", "airplane"]
@@ -451,7 +451,6 @@ DEFINED = [
     "Python 3.10",
     "lost 4 to 10 points",
     "a little below it at 70% to 80%",
-    "from 93.0 to 85.1 ",
 ]
 
 
