@@ -349,7 +349,7 @@ def compared(experiment, titles, costs=False):
         row["row"]: in_points(*(float(row[name]) for name in ("difference", "low", "high")))
         for row in runs.read_rows(folder / runs.EFFECTS)
     }
-    table = [["", "seeds", "validation accuracy, %", "points gained (95% interval)"]]
+    table = [["", "seeds", "validation accuracy, mean ± std, %", "points gained (95% interval)"]]
     table[0] += ["with noise, %", "PFLOP", "minutes"] if costs else []
     for name, title in titles.items():
         rows = by_run[name]
