@@ -27,7 +27,7 @@ matplotlib.rcParams["text.parse_math"] = False  # dollar signs in a name are dol
 
 SOFTMAX_TWICE_FLOOR = np.log(1 + 9 / np.e)  # the cross-entropy of a perfect prediction among ten classes
 VANISHED = 0.1  # a kernel's share of its first norm, below which it counts for nothing
-SEED_REACH = 2  # points from the mean, beyond which a seed's accuracy is marked at the edge
+SEED_REACH = 2.5  # points from the mean, beyond which a seed's accuracy is marked at the edge
 FEW = 50  # the reliability diagram shows no accuracy of fewer images than this
 # Okabe & Ito's colours, told apart by the colour-blind; dashes and markers tell them apart in grey.
 BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
@@ -657,11 +657,11 @@ def draw_seeds(out_dir):
             axes.plot(values[0], position, "s", **style)
         for value in of_run[:, 0]:
             if abs(value) > SEED_REACH:  # the others would be one dot if the axis went so far
-                edge = np.copysign(SEED_REACH, value)
-                panels[0].plot(edge, position, "<" if edge < 0 else ">", color=BLUE, clip_on=False)
+                edge = np.copysign(0.92 * SEED_REACH, value)
+                panels[0].plot(edge, position, "<" if edge < 0 else ">", color=BLUE)
                 text = f"{value:+.1f} ".replace("-", "−")
                 panels[0].annotate(text, (edge, position), (0, 7), textcoords="offset points", ha="center", fontsize=8)
-    panels[0].set_xlim(-1.15 * SEED_REACH, 1.15 * SEED_REACH)
+    panels[0].set_xlim(-SEED_REACH, SEED_REACH)
     labels = [f"{name}, {len(each)} seeds\n{each[:, 0].mean():.1f}%" for name, each in by_run.items()]
     panels[0].set_yticks(range(len(by_run)), labels)
     panels[0].set_ylim(len(by_run) - 0.4, -0.6)
