@@ -659,8 +659,9 @@ def draw_seeds(out_dir):
             if abs(value) > SEED_REACH:  # the others would be one dot if the axis went so far
                 edge = np.copysign(0.92 * SEED_REACH, value)
                 panels[0].plot(edge, position, "<" if edge < 0 else ">", color=BLUE)
-                text = f"{value:+.1f} ".replace("-", "−")
-                panels[0].annotate(text, (edge, position), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+                text = f"{value:+.1f}".replace("-", "−")
+                style = {"ha": "left" if edge < 0 else "right", "fontsize": 8}
+                panels[0].annotate(text, (edge, position), (0, 7), textcoords="offset points", **style)
     panels[0].set_xlim(-SEED_REACH, SEED_REACH)
     labels = [f"{name}, {len(each)} seeds\n{each[:, 0].mean():.1f}%" for name, each in by_run.items()]
     panels[0].set_yticks(range(len(by_run)), labels)
