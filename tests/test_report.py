@@ -316,7 +316,7 @@ def what_makes_vgg_better():
     ordered = ["batch_normalisation", "third_block", "wider", "dropout", "two_convolutions"]
     assert sorted(gains, key=gains.get, reverse=True) == ordered
     assert 0.75 < gains["dropout"] < 1.25
-    assert effects_of("vgg_apart")["two_convolutions"]["low"] < 0 < effects_of("vgg_apart")["two_convolutions"]["high"]
+    assert effects_of("vgg_apart")["two_convolutions"]["high"] < 0.5
     first = {}
     for row in runs.read_rows(tables.OUTS / "vgg_apart" / runs.RUNS):
         first.setdefault(row["row"], row)
