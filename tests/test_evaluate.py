@@ -245,7 +245,7 @@ def test_robustness_is_measured_from_the_checkpoints(finished_run, call, tmp_pat
     accuracy = {}
     for row in runs.read_rows(tmp_path / "robustness.csv"):
         accuracy[row["model"], row["transformation"], float(row["amount"])] = float(row["test_accuracy"])
-    assert len(accuracy) == 2 * (5 + 6 + 4 * 4) and (tmp_path / "robustness.png").exists()
+    assert len(accuracy) == 2 * (5 + 6 + 6 + 3 * 4) and (tmp_path / "robustness.png").exists()
     images, labels = data.load_splits("digits", "", ["test"])["test"]
     for model in ("dense", "cnn2"):
         metrics = json.loads((finished_run(model)[0] / "metrics.json").read_text())
@@ -305,7 +305,7 @@ def test_several_networks_share_the_data(finished_run, call, tmp_path, monkeypat
     assert call(evaluate.main, "dense/best.pt", "cnn2/best.pt")[0] == 0
     assert watched["load_splits"].call_count == 1
     assert call(evaluate.main, "dense/best.pt", "cnn2/best.pt", "--robustness")[0] == 0
-    assert [mock.call_count for mock in watched.values()] == [2, 1 + 4 + 5 + 4 * 3]
+    assert [mock.call_count for mock in watched.values()] == [2, 1 + 4 + 5 + 5 + 3 * 3]
 
 
 def test_two_checkpoints_never_share_a_results_folder(finished_run, call, tmp_path):
