@@ -316,6 +316,7 @@ def what_makes_vgg_better():
     ordered = ["batch_normalisation", "third_block", "wider", "dropout", "two_convolutions"]
     assert sorted(gains, key=gains.get, reverse=True) == ordered
     assert 0.75 < gains["dropout"] < 1.25
+    assert 0.45 < gains["batch_normalisation"] / sum(gains.values()) < 0.55, "half of the gain"
     assert effects_of("vgg_apart")["two_convolutions"]["high"] < 0.5
     first = {}
     for row in runs.read_rows(tables.OUTS / "vgg_apart" / runs.RUNS):
