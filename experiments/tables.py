@@ -126,12 +126,17 @@ def spread(values, digits=2):
     return f"{statistics.mean(values):.{digits}f}" + (f" ± {statistics.stdev(values):.{digits}f}" if values[1:] else "")
 
 
+def rows_by(column, path):
+    """The rows of a CSV file by what stands in a column: a dict of lists."""
+    by_value = {}
+    for row in runs.read_rows(path):
+        by_value.setdefault(row[column], []).append(row)
+    return by_value
+
+
 def seed_rows():
-    """The rows of seeds.csv by run, the committed seed 0 first: a dict of lists."""
-    by_run = {}
-    for row in runs.read_rows(OUTS / "seeds" / runs.SEEDS):
-        by_run.setdefault(row["run"], []).append(row)
-    return by_run
+    """The rows of seeds.csv by run, the committed seed 0 first."""
+    return rows_by("run", OUTS / "seeds" / runs.SEEDS)
 
 
 def steps_over_seeds():
@@ -342,9 +347,8 @@ def search():
 
 def compared(experiment, titles, costs=False):
     """The rows of an experiment: those of `titles`, a dict by row; with what each costs, if so wished."""
-    by_run, folder = {}, OUTS / experiment
-    for row in runs.read_rows(folder / runs.RUNS):
-        by_run.setdefault(row["row"], []).append(row)
+    folder = OUTS / experiment
+    by_row = rows_by("row", folder / runs.RUNS)
     differences = {
         row["row"]: in_points(*(float(row[name]) for name in ("difference", "low", "high")))
         for row in runs.read_rows(folder / runs.EFFECTS)
@@ -352,7 +356,7 @@ def compared(experiment, titles, costs=False):
     table = [["", "seeds", "validation accuracy, mean ± std, %", "points gained (95% interval)"]]
     table[0] += ["with noise, %", "PFLOP", "minutes"] if costs else []
     for name, title in titles.items():
-        rows = by_run[name]
+        rows = by_row[name]
         clean, noisy = ([100 * float(row[of]) for row in rows] for of in ("validation_accuracy", "with_noise"))
         table.append([title, str(len(rows)), spread(clean), differences.get(name, "–")])
         if costs:
