@@ -80,10 +80,23 @@ def test_curves_are_those_of_the_histories(call, tmp_path, few_digits):
 
 def test_each_row_of_the_ablation_leaves_out_what_it_says():
     settings = dataclasses.asdict(ablation.IMPROVED)
-    for name, row in ablation.ROWS.items():
-        changed = {setting for setting, value in dataclasses.asdict(row.recipe).items() if value != settings[setting]}
-        assert bool(changed) + (row.network is not None) + (row.name != "vgg_fast") == (name != "all")
-        assert name in changed or not changed
+    changed = {
+        name: {setting for setting, value in dataclasses.asdict(row.recipe).items() if value != settings[setting]}
+        for name, row in ablation.ROWS.items()
+    }
+    assert {name: changes for name, changes in changed.items() if changes} == {
+        "without_augmentation": {"augment"},
+        "without_label_smoothing": {"label_smoothing"},
+        "without_skipping": {"skip_easy"},
+        "constant_rate": {"schedule", "learning_rate"},
+        "adamw": {"optimizer", "learning_rate"},
+    }
+    networks = {name: (row.name, row.network) for name, row in ablation.ROWS.items()}
+    assert {name: network for name, network in networks.items() if network != ("vgg_fast", None)} == {
+        "vgg": ("vgg", None),
+        "without_whitening": ("vgg_fast", ablation.Unwhitened),
+        "without_identities": ("vgg_fast", ablation.Undirected),
+    }
     whitened, trained = models.build("vgg_fast"), models.build(ablation.Unwhitened)
     assert trained.layers[0].weight.requires_grad and not whitened.layers[0].weight.requires_grad
     kernel = models.build(ablation.Undirected).layers[2].weight[0, 0]
@@ -130,17 +143,17 @@ def test_ablation_trains_a_row_without_the_test_split(call, tmp_path, few_digits
 
     load_splits = data.load_splits
     monkeypatch.setattr(data, "load_splits", load)
-    options = ["augment", "whitening", *DIGITS, "--epochs", "1", "--seeds", "2"]
+    options = ["without_augmentation", "without_whitening", *DIGITS, "--epochs", "1", "--seeds", "2"]
     code, out, err = call(ablation.main, *options)
     assert code == 0 and out.count("epoch 1/1") == 4, err
-    assert {path.name for path in (tmp_path / "folder/augment/1").iterdir()} == {
+    assert {path.name for path in (tmp_path / "folder/without_augmentation/1").iterdir()} == {
         *("best.pt", "last.pt", "history.csv", "noise.csv")
     }
     rows = runs.read_rows(tmp_path / "folder/runs.csv")
     assert [(row["row"], row["seed"]) for row in rows] == [
-        (row, seed) for row in ("whitening", "augment") for seed in "01"
+        (row, seed) for row in ("without_whitening", "without_augmentation") for seed in "01"
     ]
-    best = runs.read_history(tmp_path / "folder/augment/1")["validation_accuracy"].max()
+    best = runs.read_history(tmp_path / "folder/without_augmentation/1")["validation_accuracy"].max()
     assert float(rows[-1]["validation_accuracy"]) == best != float(rows[-1]["with_noise"])
     assert call(ablation.main, *options)[1] == "", "nothing is trained twice"
     assert call(ablation.main, "typo", *DIGITS)[0] == 2
