@@ -560,7 +560,9 @@ def draw_calibrations(out_dir):
 
 def change_amount(kind, amount):
     """How much an image is changed, in words; JPEG's amount is what its quality lacks to 100."""
-    return f"{amount:g}" if kind != "jpeg" else f"{100 - amount:g}" if amount else "none"
+    if kind == "jpeg":
+        return f"{100 - amount:g}" if amount else "none"
+    return f"{amount:g}"
 
 
 def draw_robustness(out_dir):
@@ -623,7 +625,8 @@ def draw_effects(out_dir):
     ):
         margins = [(difference - low)[chosen], (high - difference)[chosen]]
         style = {"fmt": "o", "color": colour, "fillstyle": fill, "capsize": 3, "label": title}
-        axes.errorbar(difference[chosen], positions[chosen], xerr=margins, **style)
+        if chosen.any():
+            axes.errorbar(difference[chosen], positions[chosen], xerr=margins, **style)
     against = {row["against"] for row in rows}
     only = against.pop() if len(against) == 1 else None
     labels = [row["row"] if only else f"{row['against']} → {row['row']}" for row in rows]

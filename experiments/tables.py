@@ -380,6 +380,24 @@ def vgg_apart():
     )
 
 
+def ablation():
+    return compared(
+        "ablation",
+        {
+            "all": "all parts",
+            "vgg": "`vgg` instead of `vgg_fast`",
+            "without_whitening": "first layer: starts at random and is trained",
+            "without_identities": "all convolutions start at random",
+            "without_augmentation": "no augmentation",
+            "without_label_smoothing": "no label smoothing",
+            "without_skipping": "all images in all epochs",
+            "constant_rate": "constant learning rate, 0.03",
+            "adamw": "AdamW, 5e-3, instead of Muon",
+        },
+        costs=True,
+    )
+
+
 def learning_rates():
     names = [(name, rate) for name in ("dense", "cnn2") for rate in ("1e-4", "3e-4", "1e-3")]
     return compared("learning_rates", {f"{name}_{rate}": f"`{name}`, {rate}" for name, rate in names})
@@ -435,7 +453,7 @@ TABLES = {
     for function in (
         *(split, comparison, results, steps, seeds, splits_of_cnn2, classes_of_cnn2, fitting, confusions, calibration),
         *(new_data, robustness, conditions, softmax, search, speed, batch_sizes, busy),
-        *(vgg_apart, learning_rates, precision),
+        *(vgg_apart, ablation, learning_rates, precision),
     )
 }
 TABLES |= {f"layers_{name}": lambda name=name: layers(name) for name in models.MODELS}
