@@ -20,16 +20,24 @@ import runs
 import train
 from recipe import LIMITS, WARM_UP, Recipe
 
-NOISE = 10  # standard deviation, in grey levels of 255
+NOISE_STD = 10  # in grey levels of 255
 
 
 def make_parser(description, folder):
-    """A parser with the options that all trainings of experiments have."""
+    """A parser with the options that all trainings of experiments have, for parse_arguments."""
     parser = command.Parser(description=description)
     parser.add_argument("--folder", type=Path, default=Path(folder), help="of the results (default: %(default)s)")
-    parser.add_argument("--dataset", default="cifar10", help="(default: %(default)s)")
+    parser.add_argument("--dataset", choices=data.CLASSES, default="cifar10", help="(default: %(default)s)")
     command.add_common_arguments(parser)
     return parser
+
+
+def parse_arguments(parser, argv):
+    """The arguments; what isn't of CIFAR-10 goes by default to a folder of its own, so that results don't mix."""
+    arguments = parser.parse_args(argv)
+    if arguments.dataset != "cifar10" and arguments.folder == parser.get_default("folder"):
+        arguments.folder = runs.DEFAULT_OUT_DIR[arguments.dataset] / arguments.folder.name
+    return arguments
 
 
 def train_or_resume(folder, name, recipe: Recipe, arguments, network=None, precision="auto", observe=None):
@@ -91,7 +99,7 @@ def compare_rows(argv, description, folder, rows, epochs):
     parser.add_argument(
         "--epochs", type=command.number(*LIMITS["epochs"]), default=epochs, help="(default: %(default)s)"
     )
-    arguments = parser.parse_args(argv)
+    arguments = parse_arguments(parser, argv)
     if unknown := set(arguments.rows) - rows.keys():
         raise command.UsageError(f"no such row: {', '.join(unknown)}")
     summary(arguments.folder, rows, arguments.epochs)  # refuses a mixture before anything is trained
@@ -121,9 +129,9 @@ def note_noise(folder, row: Row, arguments):
     model = row.build()
     models.load_weights(model, runs.load_checkpoint(folder / runs.BEST)["weights"], folder / runs.BEST)
     split = data.load_splits(arguments.dataset, arguments.data_dir, ("validation",))["validation"]
-    images = data.noisy(split.images, NOISE)
+    images = data.noisy(split.images, NOISE_STD)
     _, accuracy = evaluate.mean_loss_and_accuracy(evaluate.infer(model, data.Split(images, split.labels)))
-    rows = [{"noise": NOISE, "validation_accuracy": accuracy}]
+    rows = [{"noise": NOISE_STD, "validation_accuracy": accuracy}]
     runs.write_atomically(folder / runs.NOISE, runs.csv_bytes(rows))
 
 

@@ -14,11 +14,12 @@ import sys
 import data
 import plots
 import runs
-from experiments import make_parser
+from experiments import make_parser, parse_arguments
 
 
 def main(argv=None):
-    arguments = make_parser("Draw training images of every class.", runs.DEFAULT_OUT_DIR["cifar10"]).parse_args(argv)
+    parser = make_parser("Draw training images of every class.", runs.DEFAULT_OUT_DIR["cifar10"])
+    arguments = parse_arguments(parser, argv)
     split = data.load_splits(arguments.dataset, arguments.data_dir, ["train"])["train"]
     arguments.folder.mkdir(parents=True, exist_ok=True)
     runs.write_arrays(

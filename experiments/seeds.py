@@ -5,8 +5,8 @@ Usage:
     python -m experiments.seeds [RUN...] [--seeds N]
 
 Trains each network with its own recipe and the seeds 0 to N - 1, into outs/seeds/RUN/SEED/; one that was stopped goes
-on where it was. Where there is a run folder in outs/exercise_04, that is seed 0. Then outs/seeds/seeds.csv and .png are
-made of all runs that are there. The epoch of each run is chosen by validation accuracy, and no seed is chosen at all.
+on where it was. A run of this recipe in outs/exercise_04 or outs/softmax_twice is seed 0. Then outs/seeds/seeds.csv and
+.png are made of all runs that are there. The epoch of each run is chosen by validation accuracy, and no seed is chosen.
 
 `vgg_improved_longer` asks what the improved recipe gives with more computation.
 """
@@ -22,7 +22,7 @@ import evaluate
 import models
 import plots
 import runs
-from experiments import Row, check_epochs, evaluate_run, make_parser, train_or_resume
+from experiments import Row, check_epochs, evaluate_run, make_parser, parse_arguments, train_or_resume
 from experiments.ablation import IMPROVED
 from experiments.softmax_twice import SoftmaxTwice
 from recipe import LIMITS, Recipe
@@ -32,7 +32,7 @@ ROWS = {
     "softmax_twice": Row("cnn2", Recipe(), network=SoftmaxTwice),
     "vgg_improved": Row("vgg_fast", IMPROVED),
 }
-COMMITTED = {run: runs.DEFAULT_OUT_DIR["cifar10"] / run for run in ROWS}  # the runs of seed 0
+COMMITTED = {run: runs.DEFAULT_OUT_DIR["cifar10"] / run for run in ROWS}  # where the run of seed 0 is
 COMMITTED["softmax_twice"] = Path("outs/softmax_twice")
 ROWS["vgg_improved_longer"] = Row("vgg_fast", dataclasses.replace(IMPROVED, epochs=40))
 
@@ -42,23 +42,32 @@ def main(argv=None):
     parser.add_argument("runs", nargs="*", metavar="RUN", help=f"(default: all of {' '.join(ROWS)})")
     parser.add_argument("--seeds", type=command.number(int, 1, 100), default=5, help="how many (default: %(default)s)")
     parser.add_argument("--epochs", type=command.number(*LIMITS["epochs"]), help="(default: those of each recipe)")
-    arguments = parser.parse_args(argv)
+    arguments = parse_arguments(parser, argv)
     if unknown := set(arguments.runs) - ROWS.keys():
         raise command.UsageError(f"no such run: {', '.join(unknown)}")
+    epochs = {run: arguments.epochs or row.recipe.epochs for run, row in ROWS.items()}
     for seed in range(arguments.seeds):
         for run in arguments.runs or ROWS:
-            if seed == 0 and run in COMMITTED:
-                continue
             row, folder = ROWS[run], arguments.folder / run / str(seed)
-            recipe = dataclasses.replace(row.recipe, seed=seed, epochs=arguments.epochs or row.recipe.epochs)
+            recipe = dataclasses.replace(row.recipe, seed=seed, epochs=epochs[run])
+            if seed == 0 and is_committed(run, recipe, arguments.dataset):
+                continue
             if (folder / runs.METRICS).exists():
                 check_epochs(folder, recipe.epochs)
             else:
                 train_or_resume(folder, row.name, recipe, arguments, row.network)
                 note_last_epoch(folder, arguments)
                 evaluate_run(folder, arguments)
-    runs.write_atomically(arguments.folder / runs.SEEDS, runs.csv_bytes(summary(arguments.folder)))
+    runs.write_atomically(arguments.folder / runs.SEEDS, runs.csv_bytes(summary(arguments, epochs)))
     plots.draw_seeds(arguments.folder)
+
+
+def is_committed(run, recipe, dataset):
+    """Whether a run of this recipe and data set is in its folder of COMMITTED."""
+    if run in COMMITTED and (COMMITTED[run] / runs.METRICS).exists():
+        metrics = runs.read_metrics(COMMITTED[run])
+        return metrics["dataset"] == dataset and Recipe(**metrics["settings"]) == recipe
+    return False
 
 
 def note_last_epoch(folder, arguments):
@@ -70,13 +79,15 @@ def note_last_epoch(folder, arguments):
     runs.write_atomically(folder / runs.LAST_EPOCH, runs.csv_bytes(rows))
 
 
-def summary(folder):
+def summary(arguments, epochs):
     """A row for each run and seed that is there, as dicts."""
     rows = []
     for run in ROWS:
-        committed = [COMMITTED[run]] if run in COMMITTED else []
-        others = (path.parent for path in folder.glob(f"{run}/*/{runs.METRICS}"))
+        recipe = dataclasses.replace(ROWS[run].recipe, epochs=epochs[run])
+        committed = [COMMITTED[run]] if is_committed(run, recipe, arguments.dataset) else []
+        others = (path.parent for path in arguments.folder.glob(f"{run}/*/{runs.METRICS}"))
         for path in [*committed, *sorted(others, key=lambda path: int(path.name))]:
+            check_epochs(path, epochs[run])
             metrics, history = runs.read_metrics(path), runs.read_history(path)
             last = runs.read_rows(path / runs.LAST_EPOCH) if (path / runs.LAST_EPOCH).exists() else []
             rows.append(

@@ -19,7 +19,7 @@ import data
 import evaluate
 import models
 import runs
-from experiments import evaluate_run, make_parser, train_or_resume
+from experiments import evaluate_run, make_parser, parse_arguments, train_or_resume
 from recipe import LIMITS, Recipe
 
 
@@ -33,7 +33,7 @@ class SoftmaxTwice(models.CNN2):
 def main(argv=None):
     parser = make_parser("Train cnn2 with softmax applied twice.", "outs/softmax_twice")
     parser.add_argument("--epochs", type=command.number(*LIMITS["epochs"]), default=Recipe.epochs)
-    arguments = parser.parse_args(argv)
+    arguments = parse_arguments(parser, argv)
     validation = data.load_splits(arguments.dataset, arguments.data_dir, ["validation"])["validation"]
 
     def note_true_loss(model, epoch):

@@ -170,6 +170,12 @@ def test_example_picture_shows_the_first_images_of_every_class(call, tmp_path):
     assert (tmp_path / "folder/plot_dataset_example.png").exists()
 
 
+def test_experiments_on_digits_do_not_touch_the_results_on_cifar10(call, tmp_path):
+    assert call(dataset_example.main, "--dataset", "digits")[0] == 0
+    assert (tmp_path / "outs/digits/exercise_04/plot_dataset_example.png").exists()
+    assert [path.name for path in (tmp_path / "outs").iterdir()] == ["digits"]
+
+
 def test_seeds_are_trained_once_and_summed_up_with_the_committed_run(call, tmp_path, few_digits, monkeypatch):
     monkeypatch.setattr(seeds, "ROWS", {"dense": seeds.ROWS["dense"]})
     monkeypatch.setattr(seeds, "COMMITTED", {"dense": tmp_path / "committed"})
@@ -192,6 +198,11 @@ def test_seeds_are_trained_once_and_summed_up_with_the_committed_run(call, tmp_p
     assert code == 0 and "epoch" not in out
     code, out, err = call(seeds.main, *DIGITS, "--seeds", "2", "--epochs", "2")
     assert code == 2 and "holds a run of 1 epochs" in err
+    # What is committed is of another recipe here.
+    options = ["--dataset", "digits", "--folder", "longer", "--seeds", "1", "--epochs", "2"]
+    assert call(seeds.main, *options)[0] == 0
+    assert [row["seed"] for row in runs.read_rows("longer/seeds.csv")] == ["0"]
+    assert runs.read_metrics("longer/dense/0")["settings"]["epochs"] == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no peak memory to ask for")
