@@ -61,6 +61,10 @@ def main(argv=None):
     if len(set(map(os.path.realpath, folders))) < len(folders):
         raise command.UsageError("two of these checkpoints would write to the same folder: evaluate them one by one")
     out_dir = arguments.out_dir or Path(os.path.realpath(folders[0])).parent
+    if arguments.robustness or len(checkpoints) > 1:
+        runs.make_folder(out_dir)
+    elif arguments.out_dir:
+        raise command.UsageError("the results of one checkpoint go into its own folder: leave out --out-dir")
     splits = read_splits(loaded[0][1], arguments.data_dir, device, ["test"] if arguments.robustness else runs.SPLITS)
     if arguments.robustness:
         names = run_names([folder.resolve() for folder in folders])
@@ -462,8 +466,6 @@ def calibration_rows(name, metrics):
 
 def may_write(path, rows):
     """Whether the rows, dicts with "model", can be written as `path` without losing another model's; says if not."""
-    out_dir = path.parent
-    out_dir.mkdir(parents=True, exist_ok=True)
     former = {row["model"] for row in runs.read_rows(path, "model")} if path.exists() else set()
     lost = command.printable(", ".join(sorted(former - {row["model"] for row in rows})))
     if lost:
@@ -486,8 +488,9 @@ def right_predictions(folder):
 
 def run_names(folders):
     """What runs are called where they stand together: their folders' names, after as much of the path as differs."""
-    common = os.path.commonpath([folder.parent for folder in folders])
-    return [folder.relative_to(common).as_posix() for folder in folders]
+    parts = zip(*(folder.parent.parts for folder in folders))  # not os.path.commonpath, which several drives stop
+    common = len(list(itertools.takewhile(lambda names: len({*names}) == 1, parts)))
+    return [Path(*folder.parts[common:]).as_posix() for folder in folders]
 
 
 def paired_difference(this, that, z=1.959964):

@@ -419,8 +419,8 @@ def draw_examples(out_dir):
 def draw_comparison(out_dir):
     """comparison.png: test accuracy with its interval, and training accuracy, against multiply-adds."""
     names = ("multiply_adds", "train_accuracy", "test_accuracy", "interval_low", "interval_high")
-    rows = runs.read_rows(Path(out_dir) / runs.COMPARISON, "model", *names)
-    cost, train, test, low, high = (np.array([float(row[name]) for row in rows]) for name in names)
+    rows = runs.read_rows(Path(out_dir) / runs.COMPARISON, "model", numbers=names)
+    cost, train, test, low, high = (np.array([row[name] for row in rows]) for name in names)
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.subplots()
     axes.vlines(cost, test, train, color="0.75", linewidth=1)
@@ -452,8 +452,9 @@ def draw_comparison(out_dir):
 def draw_curves(out_dir):
     """curves.png: validation loss and accuracy of all runs by epoch, on common axes."""
     curves = {}
-    for row in runs.read_rows(Path(out_dir) / runs.CURVES, "curve", "epoch", "validation_loss", "validation_accuracy"):
-        values = [float(row[name]) for name in ("epoch", "validation_loss", "validation_accuracy")]
+    names = ("epoch", "validation_loss", "validation_accuracy")
+    for row in runs.read_rows(Path(out_dir) / runs.CURVES, "curve", numbers=names):
+        values = [row[name] for name in names]
         curves.setdefault(row["curve"], []).append(values)
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -494,8 +495,8 @@ def draw_curves(out_dir):
 def draw_recall(out_dir):
     """recall.png: the share of each class's test images that each model recognises."""
     by_model = {}
-    for row in runs.read_rows(Path(out_dir) / runs.RECALL, "model", "class", "recall"):
-        by_model.setdefault(row["model"], {})[row["class"]] = float(row["recall"])
+    for row in runs.read_rows(Path(out_dir) / runs.RECALL, "model", "class", numbers=["recall"]):
+        by_model.setdefault(row["model"], {})[row["class"]] = row["recall"]
     best = list(by_model.values())[-1]
     classes = sorted(best, key=best.get)
     figure = Figure(figsize=(8, 1.2 + 0.4 * len(classes)), layout="constrained")
@@ -537,9 +538,8 @@ def draw_calibrations(out_dir):
     """calibrations.png: the reliability diagrams of all models on the test split, before and after the temperature."""
     names = ("temperature", "expected_calibration_error", "samples", "confidence", "accuracy")
     curves = {}
-    for row in runs.read_rows(Path(out_dir) / runs.CALIBRATIONS, "model", "when", *names):
-        values = {name: float(row[name]) for name in names}
-        curves.setdefault(row["model"], {}).setdefault(row["when"], []).append(values)
+    for row in runs.read_rows(Path(out_dir) / runs.CALIBRATIONS, "model", "when", numbers=names):
+        curves.setdefault(row["model"], {}).setdefault(row["when"], []).append(row)
     labels = {"before": "as trained", "after": "logits divided by the temperature T"}
 
     def draw(axes, model, by_when):
@@ -547,7 +547,7 @@ def draw_calibrations(out_dir):
         errors = []
         for (when, bins), (line, colour) in zip(by_when.items(), LINE_STYLES[1::-1]):
             shown = [(each["confidence"], each["accuracy"]) for each in bins if each["samples"] >= FEW]
-            axes.plot(*zip(*shown), line, color=colour, markersize=4, label=labels[when])
+            axes.plot(*np.reshape(shown, (-1, 2)).T, line, color=colour, markersize=4, label=labels[when])
             errors.append(f"{bins[0]['expected_calibration_error']:.1%}")
         axes.set_title(f"{model}: T = {bins[0]['temperature']:.2f}", fontsize=11)
         write(axes, 0.7, 0.05, f"error {' → '.join(errors)}", fontsize=10)
@@ -567,12 +567,13 @@ def change_amount(kind, amount):
 
 def draw_robustness(out_dir):
     """robustness.png: test accuracy of each model by the amount of each change of the images."""
-    rows = runs.read_rows(Path(out_dir) / runs.ROBUSTNESS, "model", "transformation", "amount", "test_accuracy")
+    numbers = ("amount", "test_accuracy")
+    rows = runs.read_rows(Path(out_dir) / runs.ROBUSTNESS, "model", "transformation", numbers=numbers)
     curves = {}
     for row in rows:
         curve = curves.setdefault(row["transformation"], {}).setdefault(row["model"], ([], []))
-        curve[0].append(float(row["amount"]))
-        curve[1].append(float(row["test_accuracy"]))
+        curve[0].append(row["amount"])
+        curve[1].append(row["test_accuracy"])
 
     def draw(axes, kind, by_model):
         models = sorted(by_model, key=lambda model: -by_model[model][1][0])
@@ -612,8 +613,8 @@ def draw_changed(out_dir):
 def draw_effects(out_dir):
     """effects.png: how the validation accuracy of an experiment's rows differs from another's, with intervals."""
     names = ("difference", "low", "high")
-    rows = runs.read_rows(Path(out_dir) / runs.EFFECTS, "row", "against", "seeds", *names)
-    difference, low, high = (np.array([100 * float(row[name]) for row in rows]) for name in names)
+    rows = runs.read_rows(Path(out_dir) / runs.EFFECTS, "row", "against", numbers=names)
+    difference, low, high = (np.array([100 * row[name] for row in rows]) for name in names)
     positions = np.arange(len(rows))
     figure = Figure(figsize=(8, 1 + 0.4 * len(rows)), layout="constrained")
     axes = figure.subplots()
@@ -643,8 +644,8 @@ def draw_seeds(out_dir):
     """seeds.png: test accuracy, best epoch and gap between validation and test of each seed, seed 0 marked."""
     by_run = {}
     names = ("best_epoch", "validation_accuracy", "test_accuracy")
-    for row in runs.read_rows(Path(out_dir) / runs.SEEDS, "run", "seed", *names):
-        epoch, validation, test = (float(row[name]) for name in names)
+    for row in runs.read_rows(Path(out_dir) / runs.SEEDS, "run", "seed", numbers=names):
+        epoch, validation, test = (row[name] for name in names)
         by_run.setdefault(row["run"], []).append((100 * test, epoch, 100 * (validation - test)))  # seed 0 is the first
     by_run = {name: np.array(values) for name, values in by_run.items() if len(values) > 1}
     titles = ("test accuracy minus\nits mean, in points", "best epoch", "validation minus test\naccuracy, in points")

@@ -76,7 +76,9 @@ def add_options(parser):
     option("learning_rate", "the optimiser's step size; with muon, in the norm of a kernel")
     option("batch_size", "images per step")
     option(
-        "weight_decay", "share of the weights that a step takes off, times the learning rate; with muon, not of kernels"
+        "weight_decay",
+        "share of the weights that a step takes off, times the learning rate; with muon, none of kernels, and through "
+        "the momentum, in the long run, seven times as much of all else",
     )
     option("target_loss", "stop once the validation loss is as low; off lifts it on --resume", type=loss_or_off)
     option("augment", "mirror each training image in every other epoch, shift it, hide a square", action="store_true")

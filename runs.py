@@ -108,15 +108,20 @@ def pictures_of_a_run():
     return [LOSS_PLOT, *by_split, CALIBRATION, *(Path(name).with_suffix(".png").name for name in SHOWN)]
 
 
-@contextlib.contextmanager
-def claim_folder(folder):
-    """Make the run folder and hold it against a second run; raises UsageError before any work is done."""
+def make_folder(folder):
+    """Make a folder that is going to be written to; raises UsageError where it can't be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            pass  # so it can be written to
+            pass
     except OSError as error:
-        raise command.UsageError(f"the run folder {folder} can't be written: {error.strerror}") from error
+        raise command.UsageError(f"the folder {folder} can't be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def claim_folder(folder):
+    """Make the run folder and hold it against a second run; raises UsageError before any work is done."""
+    make_folder(folder)
     with contextlib.ExitStack() as stack:
         try:
             held = stack.enter_context(command.locked(folder, wait=False))
@@ -180,25 +185,22 @@ def write_arrays(path, **arrays):
     write_atomically(path, buffer.getvalue())
 
 
-def read_rows(path, *columns):
-    """A CSV file that has those columns as a list of at least one dict from column to text. Raises ResultsError."""
+def read_rows(path, *columns, numbers=()):
+    """A CSV file that has those columns as a list of at least one dict from column to text, to float for `numbers`.
+    Raises ResultsError."""
     try:
         rows = list(csv.DictReader(io.StringIO(command.read_bytes(path).decode(), newline="")))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ResultsError(f"{path} is damaged") from error
-    if not rows or any(None in row or None in row.values() or not row.keys() >= {*columns} for row in rows):
-        raise ResultsError(f"{path} is damaged")
-    return rows
+        if rows and all(None not in row and None not in row.values() and row.keys() >= {*columns} for row in rows):
+            return [row | {name: float(row[name]) for name in numbers} for row in rows]
+    except (ValueError, KeyError, csv.Error):
+        pass
+    raise ResultsError(f"{path} is damaged")
 
 
 def read_history(folder):
     """history.csv as a dict from column to a float array [epochs]."""
-    path = Path(folder) / HISTORY
-    rows = read_rows(path)
-    try:
-        return {column: np.array([float(row[column]) for row in rows]) for column in HISTORY_COLUMNS}
-    except (KeyError, ValueError) as error:
-        raise ResultsError(f"{path} is damaged") from error
+    rows = read_rows(Path(folder) / HISTORY, numbers=HISTORY_COLUMNS)
+    return {column: np.array([row[column] for row in rows]) for column in HISTORY_COLUMNS}
 
 
 def read_metrics(folder):

@@ -58,7 +58,8 @@ def main(argv=None):
         recipe = Recipe(**(saved["settings"] if saved else {}) | given)
         try:
             if saved and has_ended(saved["history"], recipe):
-                print("All epochs are trained: writing the tables and pictures again.")
+                end = "All epochs are trained" if saved["epoch"] >= recipe.epochs else "The target loss is reached"
+                print(f"{end}: writing the tables and pictures again.")
                 # Its settings may be new ones, which end it sooner.
                 runs.save_checkpoint(last, saved | {"settings": dataclasses.asdict(recipe)})
             else:
@@ -101,7 +102,7 @@ def train(model, splits, recipe: Recipe, folder, about, saved=None, observe=None
         models.load_weights(model, saved["weights"], folder / runs.LAST)
         optimizers.load_optimizer(optimizer, saved["optimizer"], folder / runs.LAST)
         history = list(saved["history"])
-        if saved["image_losses"].shape != image_losses.shape:
+        if saved["image_losses"].shape != image_losses.shape or saved["split_seed"] != data.SPLIT_SEED:
             raise runs.CheckpointError(f"{folder / runs.LAST} was trained on other images")
         image_losses = saved["image_losses"].to(device)
     forward = torch.compile(model.logits) if environment["compile"] else model.logits

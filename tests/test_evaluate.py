@@ -281,6 +281,19 @@ def test_results_about_several_are_not_replaced_by_results_about_fewer(finished_
         assert code == 0 and {row["model"] for row in rows} == set(some)
 
 
+def test_a_folder_that_results_can_not_go_to_is_found_before_any_work(finished_run, call, tmp_path):
+    for model in ("dense", "cnn2"):
+        (tmp_path / model).mkdir()
+        shutil.copy(finished_run(model)[0] / "best.pt", tmp_path / model)
+    (tmp_path / "file").touch()
+    for options in (["dense/best.pt", "cnn2/best.pt"], ["dense/best.pt", "--robustness"]):
+        code, out, err = call(evaluate.main, *options, "--out-dir", "file/folder")
+        assert code == 2 and "file/folder can't be written" in err and len(err.splitlines()) == 1 and not out
+    code, out, err = call(evaluate.main, "dense/best.pt", "--out-dir", "elsewhere")
+    assert code == 2 and "--out-dir" in err and not (tmp_path / "elsewhere").exists()
+    assert not (tmp_path / "dense/metrics.json").exists()
+
+
 def test_interrupted_measurement_leaves_the_former_one(finished_run, call, tmp_path, monkeypatch):
     shutil.copy(finished_run("cnn2")[0] / "best.pt", tmp_path)
     assert call(evaluate.main, "--robustness", "best.pt", "--out-dir", ".")[0] == 0

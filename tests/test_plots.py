@@ -52,11 +52,24 @@ def test_nothing_to_draw_is_said_in_one_line(call, tmp_path):
 
 
 @pytest.mark.pictures
-def test_empty_comparison_is_not_drawn(call, tmp_path):
-    (tmp_path / "comparison.csv").write_text("model,parameters\n")
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("comparison.csv", "model,parameters\n"),
+        ("recall.csv", "model,class,recall\ncnn2,cat,0.5\n"),
+        ("recall.csv", 'model,class,recall\ncnn2,cat,"0,5"\n'),
+        ("recall.csv", "model,class\ncnn2,cat\n"),
+    ],
+    ids=["no row", "whole", "no number", "no column"],
+)
+def test_damaged_results_are_not_drawn(call, tmp_path, name, content):
+    (tmp_path / name).write_text(content)
     code, out, err = call(plots.main, ".")
-    assert code == 2 and "comparison.csv is damaged" in err and len(err.splitlines()) == 1
-    assert not (tmp_path / "comparison.png").exists()
+    drawn = (tmp_path / name).with_suffix(".png").exists()
+    if "0.5" in content:
+        assert code == 0 and drawn, err
+    else:
+        assert code == 2 and f"{name} is damaged" in err and len(err.splitlines()) == 1 and not drawn
 
 
 @pytest.mark.slow

@@ -158,10 +158,14 @@ def test_each_setting_of_the_recipe_does_something(call, tmp_path, few_digits, m
     assert len(set(losses.values())) == len(changes), losses
 
 
-def test_linear_schedule_falls_to_nothing():
+def test_linear_schedule_falls_to_nothing(call, tmp_path, few_digits):
     recipe = train.Recipe(schedule="linear", learning_rate=0.5)
     rates = [optimizers.learning_rate_at(step, 200, recipe) for step in range(200)]
     assert rates[0] == 0.5 and rates[100] == 0.25 and rates[199] == pytest.approx(0.0025)
+    # The steps of a run count on from epoch to epoch. history.csv has the rate of an epoch's last step.
+    quick(call, "--schedule", "linear", "--learning-rate", "0.004", "--batch-size", "10000", "--out-dir", ".", epochs=4)
+    rates = [float(row["learning_rate"]) for row in history_without_seconds(tmp_path / "cnn1")]
+    assert rates == pytest.approx([0.004, 0.003, 0.002, 0.001])
 
 
 def test_loss_is_averaged_over_samples_and_taken_on_the_logits(call, tmp_path):
@@ -242,7 +246,7 @@ def test_target_loss_ends_the_run(call, tmp_path):
 
 def test_target_loss_can_be_lifted(call, tmp_path):
     quick(call, "--target-loss", "100", "--out-dir", ".", "--run-name", "run")
-    assert "All epochs are trained" in quick(call, "--out-dir", ".", "--run-name", "run", "--resume")[1]
+    assert "The target loss is reached" in quick(call, "--out-dir", ".", "--run-name", "run", "--resume")[1]
     out = quick(call, "--out-dir", ".", "--run-name", "run", "--resume", "--target-loss", "off")[1]
     assert "epoch 2/2" in out
     assert runs.load_checkpoint(tmp_path / "run/last.pt")["settings"]["target_loss"] is None
@@ -303,6 +307,7 @@ def test_any_printable_run_name_can_stand_in_a_title(call, tmp_path, few_digits)
         {"history": []},
         {"history": [{"epoch": 1}]},
         {"image_losses": torch.zeros(3)},
+        {"split_seed": 1},
     ],
 )
 def test_state_that_can_not_be_gone_on_with_gets_one_line(call, tmp_path, few_digits, damage):
