@@ -613,7 +613,7 @@ def draw_changed(out_dir):
 def draw_effects(out_dir):
     """effects.png: how the validation accuracy of an experiment's rows differs from another's, with intervals."""
     names = ("difference", "low", "high")
-    rows = runs.read_rows(Path(out_dir) / runs.EFFECTS, "row", "against", numbers=names)
+    rows = runs.read_rows(Path(out_dir) / runs.EFFECTS, "row", "against", numbers=("seeds", *names))
     difference, low, high = (np.array([100 * row[name] for row in rows]) for name in names)
     positions = np.arange(len(rows))
     figure = Figure(figsize=(8, 1 + 0.4 * len(rows)), layout="constrained")
@@ -633,7 +633,9 @@ def draw_effects(out_dir):
     labels = [row["row"] if only else f"{row['against']} → {row['row']}" for row in rows]
     axes.set_yticks(positions, [label.replace("_", " ") for label in labels])
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    than = f"minus that of '{only}'" if only else "minus that of the row on the left of the arrow"
+    seeds = [f"{row['seeds']:g} seed{'s' if row['seeds'] > 1 else ''}" for row in rows]
+    axes.secondary_yaxis("right").set_yticks(positions, seeds)
+    than = f"minus that of '{only.replace('_', ' ')}'" if only else "minus that of the row on the left of the arrow"
     axes.set(xlabel=f"validation accuracy {than},\nin percentage points, with 95% interval over seeds")
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)

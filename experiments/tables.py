@@ -353,7 +353,7 @@ def compared(experiment, titles, costs=False):
         row["row"]: in_points(*(float(row[name]) for name in ("difference", "low", "high")))
         for row in runs.read_rows(folder / runs.EFFECTS)
     }
-    table = [["", "seeds", "validation accuracy, mean ± std, %", "points gained (95% interval)"]]
+    table = [["", "seeds", "validation accuracy, mean ± std, %", "difference in points (95% interval)"]]
     table[0] += ["with noise, %", "PFLOP", "minutes"] if costs else []
     for name, title in titles.items():
         rows = by_row[name]
@@ -384,15 +384,15 @@ def ablation():
     return compared(
         "ablation",
         {
-            "all": "all parts",
-            "vgg": "`vgg` instead of `vgg_fast`",
-            "without_whitening": "first layer: starts at random and is trained",
-            "without_identities": "all convolutions start at random",
+            "all_parts": "all parts",
+            "vgg_by_this_recipe": "`vgg` instead of `vgg_fast`",
+            "without_whitening": "no whitening: the first layer starts at random and is trained",
+            "without_identity_initialisation": "no identity initialisation: all convolutions start at random",
             "without_augmentation": "no augmentation",
             "without_label_smoothing": "no label smoothing",
-            "without_skipping": "all images in all epochs",
-            "constant_rate": "constant learning rate, 0.03",
-            "adamw": "AdamW, 5e-3, instead of Muon",
+            "without_skipping_easy_images": "no skipping of easy images",
+            "constant_learning_rate": "constant learning rate, 0.06",
+            "adamw_instead_of_muon": "AdamW, 1e-3, instead of Muon",
         },
         costs=True,
     )
