@@ -46,6 +46,7 @@ def main(argv=None):
     if unknown := set(arguments.runs) - ROWS.keys():
         raise command.UsageError(f"no such run: {', '.join(unknown)}")
     epochs = {run: arguments.epochs or row.recipe.epochs for run, row in ROWS.items()}
+    summary(arguments, epochs)  # refuses a mixture before anything is trained
     for seed in range(arguments.seeds):
         for run in arguments.runs or ROWS:
             row, folder = ROWS[run], arguments.folder / run / str(seed)
