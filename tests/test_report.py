@@ -377,6 +377,7 @@ def what_each_part_brings():
     yield f"its best in 80 is {accuracy_of('vgg', 'validation'):.2%}."
     yield f"Augmentation brings {lost['without_augmentation']:.1f} points"
     yield f"and whitening {lost['without_whitening']:.1f}."
+    assert 0.4 < lost["without_label_smoothing"] < 0.6
     for name, effect in effects_of("ablation").items():
         within_chance = effect["low"] < 0 < effect["high"]
         assert within_chance == (name in WITHIN_CHANCE)
