@@ -21,7 +21,7 @@ def main(argv=None):
     parser = make_parser("Draw training images of every class.", runs.DEFAULT_OUT_DIR["cifar10"])
     arguments = parse_arguments(parser, argv)
     split = data.load_splits(arguments.dataset, arguments.data_dir, ["train"])["train"]
-    arguments.folder.mkdir(parents=True, exist_ok=True)
+    runs.make_folder(arguments.folder)
     runs.write_arrays(
         arguments.folder / runs.EXAMPLES,
         images=data.examples(split, per_class=10).numpy(),

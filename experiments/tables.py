@@ -23,6 +23,7 @@ import evaluate
 import models
 import runs
 from experiments import effects
+from experiments.ablation import ROWS
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTS = ROOT / "outs"
@@ -381,6 +382,9 @@ def vgg_apart():
 
 
 def ablation():
+    def rate(row):
+        return ROWS[row].recipe.learning_rate
+
     return compared(
         "ablation",
         {
@@ -391,8 +395,8 @@ def ablation():
             "without_augmentation": "no augmentation",
             "without_label_smoothing": "no label smoothing",
             "without_skipping_easy_images": "no skipping of easy images",
-            "constant_learning_rate": "constant learning rate, 0.06",
-            "adamw_instead_of_muon": "AdamW, 1e-3, instead of Muon",
+            "constant_learning_rate": f"constant learning rate, {rate('constant_learning_rate'):g}",
+            "adamw_instead_of_muon": f"AdamW, {rate('adamw_instead_of_muon'):g}, instead of Muon",
         },
         costs=True,
     )

@@ -92,6 +92,10 @@ def test_each_row_of_the_ablation_leaves_out_what_it_says():
         "constant_learning_rate": {"schedule", "learning_rate"},
         "adamw_instead_of_muon": {"optimizer", "learning_rate"},
     }
+    for name, row in ablation.ROWS.items():
+        if name not in changed:  # another learning rate of a row
+            other = ablation.ROWS[name.rpartition("_")[0]].recipe
+            assert row.recipe == dataclasses.replace(other, learning_rate=float(name.rpartition("_")[2])) != other
     networks = {name: (row.name, row.network) for name, row in ablation.ROWS.items()}
     assert {name: network for name, network in networks.items() if network != ("vgg_fast", None)} == {
         "vgg_by_this_recipe": ("vgg", None),
