@@ -324,7 +324,8 @@ def softmax():
             ]
         )
     header = ["the loss of `cnn2` is taken on", "best epoch", "lowest validation loss at epoch", "validation"]
-    return [[*header, "test", "95% interval", "calibration error"], *rows]
+    calibrated = "[calibration error](#are-its-probabilities-probabilities)"
+    return [[*header, "test", "95% interval", calibrated], *rows]
 
 
 def search():
