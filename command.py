@@ -54,7 +54,7 @@ class UserError(Exception):
     exit_code = 2
 
     def __str__(self):
-        return "\n".join(printable(str(line)) for line in self.args)
+        return "\n".join(map(printable, self.args))
 
 
 class UsageError(UserError):
@@ -62,8 +62,8 @@ class UsageError(UserError):
 
 
 def printable(text):
-    """A text from outside (a file, a server, a file's name) that can't do anything to a terminal, in one line."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    """A text from outside (a file, a server, a path) that can't do anything to a terminal, in one line."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in str(text))
 
 
 class Parser(argparse.ArgumentParser):
@@ -240,7 +240,7 @@ def run_command(main):
     except OSError as error:
         if not error.filename:
             drop_output()
-        print_error(f"{printable(str(error.filename or 'standard output'))}: {error.strerror or error}")
+        print_error(f"{printable(error.filename or 'standard output')}: {error.strerror or error}")
     except KeyboardInterrupt as interrupt:
         return 143 if isinstance(interrupt, Terminated) else 130
     return 2

@@ -51,6 +51,8 @@ def main(argv=None):
     if not checkpoints:
         raise runs.CheckpointError(f"no checkpoint named, and no best.pt under {runs.DEFAULT_OUT_DIR['cifar10']}")
     if arguments.image:
+        if arguments.out_dir:
+            raise command.UsageError("--image writes no files: leave out --out-dir")
         return 0 if predict_pictures(checkpoints, arguments.image, device) else 2
     # All are read before any is evaluated: a wrong name among them is found at once.
     loaded = [models.load_model(path) for path in checkpoints]
@@ -168,7 +170,7 @@ def write_results(path, model, checkpoint, splits):
         **checkpoint["environment"],
         "seconds": checkpoint["seconds"],
     }
-    print(f"\n{path}: {checkpoint['model']}, epoch {checkpoint['epoch']}")
+    print(f"\n{command.printable(path)}: {checkpoint['model']}, epoch {checkpoint['epoch']}")
     predictions = {}
     for name, split in splits.items():
         predictions[name] = infer(model, split)
@@ -189,7 +191,7 @@ def write_results(path, model, checkpoint, splits):
         runs.write_arrays(folder / runs.INSIDE, index=chosen, classes=checkpoint["classes"], **inside)
     runs.write_atomically(folder / runs.METRICS, (json.dumps(metrics, indent=1) + "\n").encode())
     plots.draw_run(folder)
-    print(f"\nTables and pictures are in {folder}")
+    print(f"\nTables and pictures are in {command.printable(folder)}")
     return metrics
 
 
@@ -449,7 +451,7 @@ def compare(folders, out_dir):
         plots.draw_comparison(out_dir)
         plots.draw_calibrations(out_dir)
         plots.draw_recall(out_dir)
-        print(f"\nThe comparison is in {out_dir}")
+        print(f"\nThe comparison is in {command.printable(out_dir)}")
 
 
 def calibration_rows(name, metrics):
@@ -467,9 +469,9 @@ def calibration_rows(name, metrics):
 def may_write(path, rows):
     """Whether the rows, dicts with "model", can be written as `path` without losing another model's; says if not."""
     former = {row["model"] for row in runs.read_rows(path, "model")} if path.exists() else set()
-    lost = command.printable(", ".join(sorted(former - {row["model"] for row in rows})))
+    lost = ", ".join(sorted(former - {row["model"] for row in rows}))
     if lost:
-        print(f"\nNot written: {path} is also about {lost}. --out-dir names another folder.")
+        print("\n" + command.printable(f"Not written: {path} is also about {lost}. --out-dir names another folder."))
     return not lost
 
 
@@ -487,10 +489,10 @@ def right_predictions(folder):
 
 
 def run_names(folders):
-    """What runs are called where they stand together: their folders' names, after as much of the path as differs."""
+    """What runs are called where they stand together: their folders' names with what differs of the path, printable."""
     parts = zip(*(folder.parent.parts for folder in folders))  # not os.path.commonpath, which several drives stop
     common = len(list(itertools.takewhile(lambda names: len({*names}) == 1, parts)))
-    return [Path(*folder.parts[common:]).as_posix() for folder in folders]
+    return [command.printable(Path(*folder.parts[common:]).as_posix()) for folder in folders]
 
 
 def paired_difference(this, that, z=1.959964):
@@ -533,7 +535,7 @@ def measure_robustness(networks, split, out_dir):
         runs.write_arrays(out_dir / runs.CHANGED, images=list(examples.values()), kinds=kinds, amounts=amounts)
         plots.draw_robustness(out_dir)
         plots.draw_changed(out_dir)
-        print(f"\nThe pictures are in {out_dir}")
+        print(f"\nThe pictures are in {command.printable(out_dir)}")
 
 
 def table_rows(rows):
@@ -570,7 +572,7 @@ def predict_pictures(checkpoints, pictures, device, top=5):
         for picture, image in images.items():
             with torch.inference_mode():
                 probabilities, classes = model(image)[0].topk(top)
-            print(f"\n{command.printable(str(picture))} ({checkpoint['model']})")
+            print(f"\n{command.printable(picture)} ({checkpoint['model']})")
             for probability, label in zip(probabilities.tolist(), classes.tolist()):
                 print(f"  {checkpoint['classes'][label]:<12}{probability:7.2%}")
     return len(images) == len(pictures)

@@ -17,7 +17,7 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, PercentFormatter
 from PIL import Image
 
 import runs
@@ -67,7 +67,7 @@ def main(argv=None):
     ):
         for path in sorted(folder.rglob(name)):
             draw(path.parent)
-            drawn.append(command.printable(str(path)))
+            drawn.append(command.printable(path))
     if not drawn:
         raise PlotError(f"there are no results under {folder}")
     print("Redrawn what belongs to " + ", ".join(drawn))
@@ -431,16 +431,18 @@ def draw_comparison(out_dir):
         [test - low, high - test],
         fmt="o",
         color=ORANGE,
-        capsize=3,
-        label="test split (numbers), with 95% interval",
+        markersize=5,
+        capsize=4,
+        label="test split (labelled), with 95% interval",
     )
     for row, x, y in zip(rows, cost, test):
         axes.annotate(f"{row['model']} {y:.1%}", (x, y), (9, 0), textcoords="offset points", va="center")
     axes.set(
         xscale="log",
-        xlabel="multiply-adds for one image, in millions (M), log scale",
+        xlabel="multiply-adds for one image, log scale",
         ylabel="accuracy at the best epoch",
     )
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(EngFormatter(places=0))
     axes.set_xlim(cost.min() / 1.7, 4.9 * cost.max())  # room for the last name
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -498,6 +500,8 @@ def draw_recall(out_dir):
     for row in runs.read_rows(Path(out_dir) / runs.RECALL, "model", "class", numbers=["recall"]):
         by_model.setdefault(row["model"], {})[row["class"]] = row["recall"]
     best = list(by_model.values())[-1]
+    if any(recalls.keys() != best.keys() for recalls in by_model.values()):
+        raise runs.ResultsError(f"{Path(out_dir) / runs.RECALL} is damaged")
     classes = sorted(best, key=best.get)
     figure = Figure(figsize=(8, 1.2 + 0.4 * len(classes)), layout="constrained")
     axes = figure.subplots()

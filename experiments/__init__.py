@@ -142,6 +142,12 @@ def check_epochs(folder, epochs):
         raise command.UsageError(f"{folder} holds a run of {trained} epochs: choose another --folder, or remove it")
 
 
+def folders_of_seeds(folder, file):
+    """The folders of a run's seeds, those that hold `file`, in the order of the seeds."""
+    whole = [path.parent for path in folder.glob(f"*/{file}") if path.parent.name.isdigit()]
+    return sorted(whole, key=lambda path: int(path.name))
+
+
 def summary(folder, rows, epochs):
     """A line for each row and seed that has been trained, as dicts; CIFAR-10's operations. Raises UsageError where one
     of them was trained for another number of epochs."""
@@ -149,8 +155,7 @@ def summary(folder, rows, epochs):
     for name, row in rows.items():
         recipe = dataclasses.replace(row.recipe, epochs=epochs)
         operations = pflop(models.multiply_adds(row.build()), recipe)
-        whole = [path.parent for path in folder.glob(f"{name}/*/{runs.NOISE}")]  # which is written last
-        for path in sorted(whole, key=lambda path: int(path.name)):
+        for path in folders_of_seeds(folder / name, runs.NOISE):  # which is written last
             check_epochs(path, epochs)
             history, noise = runs.read_history(path), runs.read_rows(path / runs.NOISE)
             lines.append(

@@ -22,7 +22,15 @@ import evaluate
 import models
 import plots
 import runs
-from experiments import Row, check_epochs, evaluate_run, make_parser, parse_arguments, train_or_resume
+from experiments import (
+    Row,
+    check_epochs,
+    evaluate_run,
+    folders_of_seeds,
+    make_parser,
+    parse_arguments,
+    train_or_resume,
+)
 from experiments.ablation import IMPROVED
 from experiments.softmax_twice import SoftmaxTwice
 from recipe import LIMITS, Recipe
@@ -86,8 +94,7 @@ def summary(arguments, epochs):
     for run in ROWS:
         recipe = dataclasses.replace(ROWS[run].recipe, epochs=epochs[run])
         committed = [COMMITTED[run]] if is_committed(run, recipe, arguments.dataset) else []
-        others = (path.parent for path in arguments.folder.glob(f"{run}/*/{runs.METRICS}"))
-        for path in [*committed, *sorted(others, key=lambda path: int(path.name))]:
+        for path in [*committed, *folders_of_seeds(arguments.folder / run, runs.METRICS)]:
             check_epochs(path, epochs[run])
             metrics, history = runs.read_metrics(path), runs.read_history(path)
             last = runs.read_rows(path / runs.LAST_EPOCH) if (path / runs.LAST_EPOCH).exists() else []

@@ -22,7 +22,7 @@ import torch
 import evaluate
 import models
 import runs
-from experiments import effects
+from experiments import effects, folders_of_seeds
 from experiments.ablation import ROWS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -145,8 +145,7 @@ def steps_over_seeds():
     values = {run: [float(row["test_accuracy"]) for row in rows] for run, rows in seed_rows().items()}
     steps = {}
     for against, row in itertools.pairwise(NETWORKS):
-        if min(len(values[against]), len(values[row])) > 1:
-            (steps[row, against],) = effects({name: values[name] for name in (against, row)}, [(row, against)])
+        (steps[row, against],) = effects({name: values[name] for name in (against, row)}, [(row, against)])
     return steps
 
 
@@ -156,9 +155,7 @@ def steps():
         pair = row["model"], row["compared_with"]
         counts = [f"{int(row[name]):,}" for name in ("only_that_right", "only_this_right")]
         paired = in_points(*(float(row[f"difference{end}"]) for end in ("", "_low", "_high")))
-        seeds = "one seed"
-        if pair in over_seeds:
-            seeds = in_points(*(over_seeds[pair][name] for name in ("difference", "low", "high")))
+        seeds = in_points(*(over_seeds[pair][name] for name in ("difference", "low", "high")))
         rows.append([f"{code(pair[1])} → {code(pair[0])}", *counts, paired, seeds])
     header = ["step", "only the first is right", "only the second is right", "points, seed 0 (95% interval)"]
     return [[*header, "points, mean of the seeds (95% interval)"], *rows]
@@ -212,7 +209,7 @@ def fitting():
 
 def tests_of(name):
     """The metrics of a network on the test split, one for each seed, the committed run's first."""
-    folders = [RESULTS / name, *sorted(path.parent for path in (OUTS / "seeds" / name).glob(f"*/{runs.METRICS}"))]
+    folders = [RESULTS / name, *folders_of_seeds(OUTS / "seeds" / name, runs.METRICS)]
     return [runs.read_metrics(folder)["test"] for folder in folders]
 
 

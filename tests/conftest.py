@@ -31,10 +31,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 data.split_digits = functools.cache(data.split_digits)
 
 
+@contextlib.contextmanager
 def start(*arguments, folder):
-    """Start `python SCRIPT OPTION...` in a folder, its output in pipes."""
+    """`python SCRIPT OPTION...` as a process in a folder, its output in pipes, for the time of the `with` block."""
     words = [sys.executable, str(ROOT / arguments[0]), *map(str, arguments[1:])]
-    return subprocess.Popen(words, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with subprocess.Popen(words, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +67,7 @@ def leave_out_pictures(monkeypatch):
 def no_network(monkeypatch):
     """Whatever a test does wrong, nothing is asked of the real mirrors."""
     monkeypatch.setattr(data, "MIRRORS", ["http://127.0.0.1:9/"])
+    monkeypatch.setenv("no_proxy", "*")  # 127.0.0.1 is this machine
 
 
 @pytest.fixture
@@ -112,8 +118,8 @@ def finished_run(tmp_path_factory):
 
 
 def train_as_a_user(model, folder):
-    process = start("train.py", "--model", model, "--dataset", "digits", "--epochs", 10, folder=folder)
-    out, err = process.communicate()
+    with start("train.py", "--model", model, "--dataset", "digits", "--epochs", 10, folder=folder) as process:
+        out, err = process.communicate()
     assert process.returncode == 0 and err == "", err
     return out
 

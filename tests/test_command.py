@@ -4,11 +4,16 @@ import io
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import evaluate
+import plots
 import runs
+import train
 from conftest import ROOT, start
+from recipe import Recipe
 
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py", "plots.py"])
@@ -43,7 +48,9 @@ print(len(before) > 1 and os.sched_getaffinity(0) < before)
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, env=kept | setting, capture_output=True, text=True, check=True
     )
-    bound = not setting and len(os.sched_getaffinity(0)) > 1
+    siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    cores = {Path(siblings.format(number)).read_text() for number in os.sched_getaffinity(0)}
+    bound = not setting and len(cores) > 1
     assert done.stdout.strip() == str(bound)
 
 
@@ -73,15 +80,29 @@ def test_other_errors_keep_their_traceback():
     assert done.returncode == 1 and "Traceback" in done.stderr and "a mistake of the program" in done.stderr
 
 
+@pytest.mark.parametrize("main", [train.main, evaluate.main, plots.main], ids=lambda main: main.__module__)
+def test_help_lists_the_options(call, main):
+    code, out, err = call(main, "--help")
+    assert code == 0 and err == "" and out.startswith("usage")
+    if main is train.main:
+        assert all(f"--{name.replace('_', '-')}" in out for name in Recipe.__annotations__)
+
+
 @pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("CUDA out of memory. Tried"),
+        RuntimeError("MPS backend out of memory"),
+    ],
 )
 def test_too_little_memory_gets_one_line(call, error):
     def main(arguments):
         raise error
 
     code, out, err = call(main)
-    assert code == 2 and "out of memory" in err and len(err.splitlines()) == 1
+    assert code == 2 and "out of memory" in err and "--batch-size" in err and len(err.splitlines()) == 1
 
 
 def test_full_disk_behind_standard_output_is_named(call):
@@ -105,13 +126,15 @@ def test_output_to_a_full_disk_gets_one_line(finished_run):
 
 @pytest.mark.slow
 def test_run_whose_reader_goes_away_says_how_to_go_on(tmp_path):
-    process = start("train.py", "--model", "cnn1", "--dataset", "digits", "--epochs", 100_000, folder=tmp_path)
-    for line in process.stdout:
-        if "epoch      1/" in line:
-            break
-    process.stdout.close()  # as `| head` does
-    err = process.stderr.read()
-    assert process.wait() == 2 and "--resume" in err and "Traceback" not in err
+    options = ["--model", "cnn1", "--dataset", "digits", "--epochs", 100_000]
+    with start("train.py", *options, folder=tmp_path) as process:
+        for line in process.stdout:
+            if "epoch      1/" in line:
+                break
+        process.stdout.close()  # as `| head` does
+        assert process.wait(timeout=120) == 2
+        err = process.stderr.read()
+    assert "--resume" in err and "Traceback" not in err
 
 
 def test_closed_streams_and_foreign_characters_end_nothing(monkeypatch, capsys):

@@ -221,7 +221,8 @@ def small_cifar10(tmp_path, monkeypatch):
     folder = tmp_path / "small" / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     for number, name in enumerate(FILES[:-1]):
-        batch = {"data": np.full((10, 3072), number, np.uint8), "labels": list(range(10))}
+        pixels = np.full((10, 3072), 10 * number, np.uint8) + np.arange(10, dtype=np.uint8)[:, None]
+        batch = {"data": pixels, "labels": list(range(10))}  # of an image: ten times its file, plus its label
         (folder / name).write_bytes(pickle.dumps(batch))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": data.CLASSES["cifar10"]}))
     md5 = {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in FILES}
@@ -250,9 +251,25 @@ def folder_with_archive(small_archive, tmp_path):
 
 def test_archive_in_the_data_folder_is_enough(folder_with_archive):
     test = data.load_splits("cifar10", folder_with_archive, ["test"])["test"]
-    assert test.labels.tolist() == list(range(10)) and (test.images == 5).all()
+    assert test.labels.tolist() == list(range(10)) and (test.images // 10 == 5).all()
     names = sorted(path.name for path in folder_with_archive.iterdir())
     assert names == ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
+
+
+def test_archive_is_fetched_once_and_split(small_archive, tmp_path, monkeypatch):
+    def download(archive):
+        fetched.append(archive)
+        shutil.copy(small_archive, archive)
+
+    fetched = []
+    monkeypatch.setattr(data, "download", download)
+    monkeypatch.setattr(data, "VALIDATION", 10)
+    for _ in range(2):
+        splits = data.load_splits("cifar10", tmp_path / "new")
+        sizes = {name: len(split.labels) for name, split in splits.items()}
+        assert sizes == {"train": 40, "validation": 10, "test": 10}
+        assert all(torch.equal(split.images[:, 0, 0, 0] % 10, split.labels) for split in splits.values())
+    assert fetched == [tmp_path / "new" / "cifar-10-python.tar.gz"]
 
 
 def test_extracted_archive_is_kept_in_a_relative_folder_too(folder_with_archive, monkeypatch):

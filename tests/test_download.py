@@ -109,15 +109,3 @@ def test_where_all_fail_every_address_stands_with_its_reason_and_the_ways_out(se
         assert reason in line
     assert "cifar-10-python.tar.gz" in message and "--dataset digits" in message
     assert list((tmp_path / "data").iterdir()) == []
-
-
-def test_interrupted_download_leaves_nothing(server, monkeypatch, tmp_path):
-    mirrors(server, monkeypatch, "/good")
-
-    def interrupt(*arguments, **options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(data, "fetch", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        data.download(tmp_path / "archive.tar.gz")
-    assert list(tmp_path.iterdir()) == []

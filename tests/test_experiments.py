@@ -1,8 +1,10 @@
 import command
 
 import dataclasses
+import importlib
 import json
 import math
+import shutil
 import sys
 
 import numpy as np
@@ -139,6 +141,7 @@ def test_precision_and_learning_rate_are_those_of_the_row(call, few_digits):
     assert [saved[row]["environment"]["precision"] for row in ("fp32", "bf16")] == ["fp32", "bf16"]
     assert saved["dense_1e-3"]["settings"]["learning_rate"] == 1e-3 and saved["dense_1e-3"]["model"] == "dense"
     assert [row["row"] for row in runs.read_rows("folder/runs.csv")] == ["dense_1e-3"]
+    assert saved["fp32"]["history"][0]["train_loss"] != saved["bf16"]["history"][0]["train_loss"]
 
 
 def test_ablation_trains_a_row_without_the_test_split(call, tmp_path, few_digits, monkeypatch):
@@ -159,7 +162,11 @@ def test_ablation_trains_a_row_without_the_test_split(call, tmp_path, few_digits
         (row, seed) for row in ("without_whitening", "without_augmentation") for seed in "01"
     ]
     best = runs.read_history(tmp_path / "folder/without_augmentation/1")["validation_accuracy"].max()
-    assert float(rows[-1]["validation_accuracy"]) == best != float(rows[-1]["with_noise"])
+    assert float(rows[-1]["validation_accuracy"]) == best
+    split = load_splits("digits", "", ["validation"])["validation"]
+    model, _ = models.load_model(tmp_path / "folder/without_augmentation/1/best.pt")
+    noisy = evaluate.infer(model, data.Split(data.noisy(split.images, 10), split.labels))
+    assert float(rows[-1]["with_noise"]) == pytest.approx(evaluate.mean_loss_and_accuracy(noisy)[1])
     assert call(ablation.main, *options)[1] == "", "nothing is trained twice"
     assert call(ablation.main, "typo", *DIGITS)[0] == 2
     code, out, err = call(ablation.main, "all_parts", *DIGITS, "--epochs", "2")
@@ -173,6 +180,12 @@ def test_example_picture_shows_the_first_images_of_every_class(call, tmp_path):
         assert saved["classes"].tolist() == data.CLASSES["digits"] and saved["images"].shape == (10, 10, 3, 32, 32)
         assert np.array_equal(saved["images"][3, 0], split.images[split.labels == 3][0])
     assert (tmp_path / "folder/plot_dataset_example.png").exists()
+
+
+@pytest.mark.parametrize("name", ["ablation", "curves", "seeds", "softmax_twice", "tables", "throughput"])
+def test_help_of_an_experiment(call, name):
+    code, out, err = call(importlib.import_module(f"experiments.{name}").main, "--help")
+    assert code == 0 and out.startswith("usage") and err == ""
 
 
 def test_experiments_on_digits_do_not_touch_the_results_on_cifar10(call, tmp_path):
@@ -190,17 +203,19 @@ def test_seeds_are_trained_once_and_summed_up_with_the_committed_run(call, tmp_p
     assert code == 0 and out.count("epoch 1/1") == 2, err
     rows = runs.read_rows("folder/seeds.csv")
     assert [(row["run"], row["seed"]) for row in rows] == [("dense", "0"), ("dense", "1"), ("dense", "2")]
-    for row, folder in zip(rows, ("committed", "folder/dense/1", "folder/dense/2")):
+    others = ("folder/dense/1", "folder/dense/2")
+    for row, folder in zip(rows, ("committed", *others)):
         metrics = runs.read_metrics(folder)
         assert float(row["test_accuracy"]) == metrics["test"]["accuracy"]
         assert int(row["seed"]) == metrics["settings"]["seed"] and row["precision"] == metrics["precision"]
-    assert len({row["train_accuracy"] for row in rows}) == 3
+    assert len({runs.read_metrics(folder)["train"]["loss"] for folder in ("committed", *others)}) == 3
     # The only epoch is the best and the last.
     assert rows[0]["last_test_accuracy"] == ""
     assert all(float(row["last_test_accuracy"]) == pytest.approx(float(row["test_accuracy"])) for row in rows[1:])
     assert (tmp_path / "folder/seeds.png").exists()
+    shutil.copytree("folder/dense/1", "folder/dense/1.old")  # no seed
     code, out, err = call(seeds.main, *DIGITS, "--seeds", "3", "--epochs", "1")
-    assert code == 0 and "epoch" not in out
+    assert code == 0 and "epoch" not in out and len(runs.read_rows("folder/seeds.csv")) == 3
     code, out, err = call(seeds.main, *DIGITS, "--seeds", "2", "--epochs", "2")
     assert code == 2 and "holds a run of 1 epochs" in err
     # What is committed is of another recipe here.
@@ -214,9 +229,15 @@ def test_seeds_are_trained_once_and_summed_up_with_the_committed_run(call, tmp_p
 def test_time_to_the_first_step_is_not_that_to_the_first_line(tmp_path, monkeypatch):
     """In a fresh clone, the first lines are about the download."""
     monkeypatch.setattr(throughput, "ROOT", tmp_path)
-    (tmp_path / "train.py").write_text("print('Fetching CIFAR-10', flush=True)\nprint('cnn2 on cifar10: ready')")
+    lines = [
+        "import time",
+        "print('Fetching CIFAR-10', flush=True)",
+        "time.sleep(0.3)",
+        "print('cnn2 on cifar10: ready')",
+    ]
+    (tmp_path / "train.py").write_text("\n".join(lines))
     measured = throughput.measure_command(tmp_path)
-    assert measured["seconds to first step"] > 0 and measured["peak memory in MB"] > 1
+    assert measured["seconds to first step"] >= 0.3 and measured["peak memory in MB"] > 1
     (tmp_path / "train.py").write_text("import sys\nprint('Fetching CIFAR-10')\nsys.exit(2)")
     with pytest.raises(command.UsageError, match="exit code 2"):
         throughput.measure_command(tmp_path)

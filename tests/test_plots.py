@@ -58,14 +58,25 @@ def test_nothing_to_draw_is_said_in_one_line(call, tmp_path):
         ("comparison.csv", "model,parameters\n"),
         ("recall.csv", 'model,class,recall\ncnn2,cat,"0,5"\n'),
         ("recall.csv", "model,class\ncnn2,cat\n"),
+        ("recall.csv", "model,class,recall\ndense,cat,0.5\ncnn2,cat,0.6\ncnn2,dog,0.7\n"),
     ],
-    ids=["no row", "no number", "no column"],
+    ids=["no row", "no number", "no column", "a class of one network alone"],
 )
 def test_damaged_results_are_not_drawn(call, tmp_path, name, content):
     (tmp_path / name).write_text(content)
     code, out, err = call(plots.main, ".")
     assert code == 2 and f"{name} is damaged" in err and len(err.splitlines()) == 1
     assert not (tmp_path / name).with_suffix(".png").exists()
+
+
+@pytest.mark.pictures
+@pytest.mark.parametrize("name", ["seeds/seeds", "ablation/effects", "exercise_04/curves"])
+def test_pictures_of_experiments_are_redrawn(call, tmp_path, name):
+    shutil.copy(ROOT / "outs" / f"{name}.csv", tmp_path)
+    if name == "ablation/effects":
+        shutil.copy(ROOT / "outs" / "ablation" / "runs.csv", tmp_path)
+    assert call(plots.main, ".")[0] == 0
+    assert (tmp_path / f"{name.partition('/')[2]}.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.pictures

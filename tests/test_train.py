@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import os
+import shlex
 import signal
 
 import numpy as np
@@ -162,25 +163,47 @@ def test_linear_schedule_falls_to_nothing(call, tmp_path, few_digits):
     recipe = train.Recipe(schedule="linear", learning_rate=0.5)
     rates = [optimizers.learning_rate_at(step, 200, recipe) for step in range(200)]
     assert rates[0] == 0.5 and rates[100] == 0.25 and rates[199] == pytest.approx(0.0025)
-    # The steps of a run count on from epoch to epoch. history.csv has the rate of an epoch's last step.
-    quick(call, "--schedule", "linear", "--learning-rate", "0.004", "--batch-size", "10000", "--out-dir", ".", epochs=4)
+    # Two epochs of two steps; history.csv has the rate of an epoch's last one.
+    quick(call, "--schedule", "linear", "--learning-rate", "0.004", "--batch-size", "150", "--out-dir", ".")
     rates = [float(row["learning_rate"]) for row in history_without_seconds(tmp_path / "cnn1")]
-    assert rates == pytest.approx([0.004, 0.003, 0.002, 0.001])
+    assert rates == pytest.approx([0.003, 0.001])
 
 
 def test_loss_is_averaged_over_samples_and_taken_on_the_logits(call, tmp_path):
     """With a rate so small that no weight changes, training loss is the loss of the initial network, by hand."""
-    quick(call, "--learning-rate", "1e-12", "--precision", "fp32", "--out-dir", ".", epochs=1)
+    options = ["--learning-rate", "1e-12", "--precision", "fp32", "--skip-easy", "0.6"]
+    quick(call, *options, "--out-dir", ".", epochs=1)
     split = data.load_splits("digits", "", ["train"])["train"]
     torch.manual_seed(0)
     model = models.build("cnn1")
     model.adapt(split.images)
     with torch.no_grad():
-        loss = torch.nn.functional.cross_entropy(model.logits(split.images), split.labels).item()
+        losses = torch.nn.functional.cross_entropy(model.logits(split.images), split.labels, reduction="none")
         accuracy = (model(split.images).argmax(dim=1) == split.labels).double().mean().item()
     row = history_without_seconds(tmp_path / "cnn1")[0]
-    assert float(row["train_loss"]) == pytest.approx(loss, rel=1e-5)
+    assert float(row["train_loss"]) == pytest.approx(losses.mean().item(), rel=1e-5)
     assert float(row["train_accuracy"]) == pytest.approx(accuracy)
+    saved = runs.load_checkpoint(tmp_path / "cnn1/last.pt")["image_losses"]
+    torch.testing.assert_close(saved, losses / 2, rtol=1e-4, atol=1e-4)  # the mean of that and what was before, 0
+
+
+def test_easy_are_the_images_of_the_lowest_loss_after_three_epochs():
+    losses, recipe = torch.tensor([3.0, 0, 2, 1, 4]), train.Recipe(skip_easy=0.4)
+    assert train.easy_images(losses, recipe, 3) is None
+    assert train.easy_images(losses, recipe, 4).tolist() == [False, True, False, True, False]
+
+
+def test_each_epoch_and_seed_has_an_order_of_its_own(call, monkeypatch, few_digits):
+    def watch(split, order, size, seed, epoch, augment=False):
+        asked.append((seed, epoch, augment))
+        assert torch.equal(order, data.epoch_order(len(order), seed, epoch))
+        return batches(split, order, size, seed, epoch, augment)
+
+    asked, batches = [], data.batches
+    monkeypatch.setattr(data, "batches", watch)
+    for seed in (3, 4):
+        quick(call, "--augment", "--seed", seed, "--out-dir", ".", "--run-name", seed)
+    assert asked == [(3, 1, True), (3, 2, True), (4, 1, True), (4, 2, True)]
 
 
 def test_label_smoothing_lowers_the_target_and_leaves_the_reported_loss():
@@ -234,6 +257,21 @@ def test_muon_turns_kernels_by_the_learning_rate_and_leaves_the_rest_to_sgd():
         if group["factor"] == 8 * factors["biases"]
     )
     assert {*fast} == {layer.bias for layer in model.layers if isinstance(layer, torch.nn.BatchNorm2d)}
+
+
+def test_weight_decay_with_muon_is_that_of_the_help():
+    """None of kernels, whose norm is kept; of all else the learning rate's share, sped up by the momentum."""
+    recipe = train.Recipe(optimizer="muon", learning_rate=0.01, weight_decay=0.01)
+    model = models.build("cnn2")
+    optimizer, norms = optimizers.make_optimizer(model, recipe), []
+    for _ in range(300):
+        for weight in model.parameters():
+            weight.grad = torch.zeros_like(weight)
+        optimizer.step()
+        norms.append(model.layers[-1].weight.detach().norm().item())
+    lost = math.log(norms[99] / norms[299]) / 200
+    assert lost == pytest.approx(0.01 * 0.01 / (1 - optimizers.MOMENTUM), rel=0.03)
+    assert model.layers[0].weight.detach().norm().item() == pytest.approx(math.sqrt(32), rel=1e-4)
 
 
 def test_target_loss_ends_the_run(call, tmp_path):
@@ -297,6 +335,17 @@ def test_any_printable_run_name_can_stand_in_a_title(call, tmp_path, few_digits)
     assert (tmp_path / name / "loss_plot.png").exists()
 
 
+@pytest.mark.pictures
+@pytest.mark.parametrize(
+    "options", [["--model", "dense"], ["--model", "vgg_fast", "--augment", "--skip-easy", "0.6", "--batch-size", "64"]]
+)
+def test_pictures_of_networks_without_and_with_many_convolutions(call, tmp_path, few_digits, options):
+    code, out, err = call(train.main, *options, *DIGITS, "--epochs", 1, "--out-dir", ".", "--run-name", "run")
+    assert code == 0, err
+    missing = set() if "vgg_fast" in options else {"filters.png", "inside.png"}
+    assert {path.name for path in (tmp_path / "run").glob("*.png")} == {*runs.pictures_of_a_run()} - missing
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -341,12 +390,10 @@ def test_resume_knows_settings_that_a_former_version_did_not_save(call, two_epoc
     assert history_without_seconds(tmp_path / "cnn1") == history_without_seconds(two_epochs)
 
 
-def test_history_lost_by_a_kill_comes_back(call, two_epochs, tmp_path):
-    """Whatever a kill leaves of history.csv, last.pt has it all."""
-    quick(call, "--out-dir", ".", epochs=1)
-    (tmp_path / "cnn1/history.csv").unlink()
-    quick(call, "--out-dir", ".", "--resume", epochs=2)
-    assert history_without_seconds(tmp_path / "cnn1") == history_without_seconds(two_epochs)
+def test_linear_schedule_can_not_be_extended(call, tmp_path, few_digits):
+    options = ["--schedule", "linear", "--out-dir", "."]
+    quick(call, *options, epochs=1)
+    assert "epochs 1, not 2" in quick(call, *options, "--resume", epochs=2, code=2)[2]
 
 
 def interrupted(*arguments, **options):
@@ -377,6 +424,28 @@ def test_resumed_run_keeps_its_precision(call, tmp_path, few_digits, precision):
     quick(call, "--out-dir", ".", "--precision", precision, epochs=1)
     quick(call, "--out-dir", ".", "--resume", epochs=2)
     assert_same_weights(tmp_path / "whole/last.pt", tmp_path / "cnn1/last.pt")
+
+
+def test_nothing_of_a_replaced_run_stays(call, tmp_path, monkeypatch, few_digits):
+    options = ["--out-dir", ".", "--run-name", "run"]
+    quick(call, *options, epochs=1)
+    with monkeypatch.context() as first_step:
+        interrupt_call(first_step, train, "train_step", 1)
+        err = quick(call, *options, model="dense", code=130)[2]
+    assert "start again with the same command" in err and "--resume" not in err
+    with monkeypatch.context() as first_epoch:
+        first_epoch.setattr(train, "report", interrupted)
+        quick(call, *options, model="dense", code=130)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"best.pt", "last.pt", "history.csv"}
+
+
+def test_hint_of_a_stopped_run_is_a_command_that_works(call, monkeypatch, few_digits):
+    with monkeypatch.context() as first_epoch:
+        first_epoch.setattr(train, "report", interrupted)
+        err = quick(call, "--out-dir", ".", "--run-name", "my run", "--overwrite", code=130)[2]
+    python, script, *options = shlex.split(err.splitlines()[-1])
+    assert (python, script) == ("python", "train.py")
+    assert call(train.main, *options)[0] == 0
 
 
 def test_full_disk_at_the_first_save_leaves_the_former_best(call, tmp_path, monkeypatch):
@@ -411,14 +480,22 @@ def test_loss_that_is_not_finite_stops_the_run(call, tmp_path):
     assert not (tmp_path / "cnn2/last.pt").exists()
 
 
+def test_validation_loss_that_is_not_finite_keeps_the_epoch_before(call, tmp_path, monkeypatch, few_digits):
+    results = iter([(1.0, 0.1), (math.nan, 0.1)])
+    monkeypatch.setattr(evaluate, "mean_loss_and_accuracy", lambda predictions: next(results))
+    assert "validation loss is nan after epoch 2" in quick(call, "--out-dir", ".", code=1)[2]
+    assert runs.load_checkpoint(tmp_path / "cnn1/last.pt")["epoch"] == 1
+
+
 @pytest.mark.parametrize(
     ("which", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
 def test_signals_end_a_run_at_once_and_tell_how_to_go_on(call, tmp_path, which, code):
-    process = start("train.py", "--model", "cnn1", *DIGITS, "--epochs", 100_000, "--run-name", "long", folder=tmp_path)
-    output_until(process, "epoch      2/100000")
-    process.send_signal(which)
-    out, err = process.communicate()
+    options = ["--model", "cnn1", *DIGITS, "--epochs", 100_000, "--run-name", "long"]
+    with start("train.py", *options, folder=tmp_path) as process:
+        output_until(process, "epoch      2/100000")
+        process.send_signal(which)
+        out, err = process.communicate(timeout=120)
     assert process.returncode == code and "Traceback" not in err
     words = err.splitlines()[-1].split()
     assert words[0] == "python" and words[-1] == "--resume"
@@ -553,16 +630,6 @@ def test_compiled_training_saves_plain_names(monkeypatch, call, tmp_path):
     quick(call, "--compile", "--out-dir", ".", epochs=1)
     assert len(compiled) == 1
     assert not [name for name in runs.load_checkpoint(tmp_path / "cnn1/best.pt")["weights"] if "_orig_mod" in name]
-
-
-@pytest.mark.parametrize("message", ["CUDA out of memory. Tried", "MPS backend out of memory", "can't allocate memory"])
-def test_too_little_memory_gets_one_line(call, monkeypatch, message):
-    def allocate(*arguments):
-        raise RuntimeError(message)
-
-    monkeypatch.setattr(train, "train_step", allocate)
-    code, out, err = quick(call, "--out-dir", ".", code=2)
-    assert "--batch-size" in err and len(err.splitlines()) == 1
 
 
 def test_bf16_is_chosen_only_where_it_is_native(monkeypatch):
