@@ -162,7 +162,7 @@ def steps():
 
 
 def seeds():
-    """What the seed changes, of the networks that have more than one: means and standard deviations."""
+    """What the seed changes: means and standard deviations."""
     table = [["network", "seeds", "test accuracy, %", "best epoch", "validation minus test, points"]]
     table[0].append("best minus last epoch on the test images, points")
     for run, rows in seed_rows().items():
@@ -171,10 +171,8 @@ def seeds():
         cells = [spread(test), spread([int(row["best_epoch"]) for row in rows], 0)]
         cells.append(spread([here - there for here, there in zip(validation, test)]))
         gained = [best - 100 * float(accuracy) for best, accuracy in last if accuracy]
-        seeds_of_them = f" ({len(gained)} seeds)" if len(gained) < len(rows) else ""
-        cells.append(spread(gained) + seeds_of_them if len(gained) > 1 else "–")
-        if len(rows) > 1:
-            table.append([code(run), str(len(rows)), *cells])
+        of_them = f" ({len(gained)} {'seed' if len(gained) == 1 else 'seeds'})" if len(gained) < len(rows) else ""
+        table.append([code(run), str(len(rows)), *cells, spread(gained) + of_them])
     return table
 
 
