@@ -208,9 +208,8 @@ def read_metrics(folder):
     path = Path(folder) / METRICS
     try:
         metrics = json.loads(command.read_bytes(path))
-        if metrics.keys() >= {"model", "best_epoch", "settings"} and all(
-            metrics[split].keys() >= METRIC_KEYS for split in SPLITS
-        ):
+        whole = metrics.keys() >= {"model", "best_epoch", "settings"}
+        if whole and all(metrics[split].keys() >= METRIC_KEYS for split in SPLITS):
             return metrics
     except (ValueError, KeyError, AttributeError):
         pass

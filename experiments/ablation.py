@@ -63,13 +63,14 @@ ROWS = {"all_parts": Row("vgg_fast", IMPROVED)} | {
         ("adamw_instead_of_muon", "vgg_fast", {"optimizer": "adamw", "learning_rate": 1e-3}, None),
     )
 }
-for name, rates in (
-    ("constant_learning_rate", ("0.015", "0.03", "0.12")),
-    ("adamw_instead_of_muon", ("5e-4", "2e-3", "5e-3")),
-):
-    for rate in rates:
-        recipe = dataclasses.replace(ROWS[name].recipe, learning_rate=float(rate))
-        ROWS[f"{name}_{rate}"] = Row("vgg_fast", recipe)
+ROWS |= {
+    f"{name}_{rate}": Row("vgg_fast", dataclasses.replace(ROWS[name].recipe, learning_rate=float(rate)))
+    for name, rates in (
+        ("constant_learning_rate", ("0.015", "0.03", "0.12")),
+        ("adamw_instead_of_muon", ("5e-4", "2e-3", "5e-3")),
+    )
+    for rate in rates
+}
 
 
 def main(argv=None):

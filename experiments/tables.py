@@ -24,6 +24,7 @@ import models
 import runs
 from experiments import effects, folders_of_seeds
 from experiments.ablation import ROWS
+from experiments.seeds import COMMITTED
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTS = ROOT / "outs"
@@ -205,9 +206,9 @@ def fitting():
     return [header, *rows]
 
 
-def tests_of(name):
-    """The metrics of a network on the test split, one for each seed, the committed run's first."""
-    folders = [RESULTS / name, *folders_of_seeds(OUTS / "seeds" / name, runs.METRICS)]
+def tests_of(run):
+    """The metrics of a run on the test split, one for each seed, the committed run's first."""
+    folders = [ROOT / COMMITTED[run], *folders_of_seeds(OUTS / "seeds" / run, runs.METRICS)]
     return [runs.read_metrics(folder)["test"] for folder in folders]
 
 
