@@ -142,6 +142,7 @@ def choose_device(name):
     if torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS wants it for that
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # which takes time, and nothing reads it
         if hasattr(torch.backends.cudnn, "conv"):  # fp32 is to mean fp32
             torch.backends.cudnn.conv.fp32_precision = "ieee"
         else:  # PyTorch before 2.9
