@@ -649,22 +649,22 @@ def draw_effects(out_dir):
 def draw_seeds(out_dir):
     """seeds.png: test accuracy, best epoch and gap between validation and test of each seed, seed 0 marked."""
     by_run = {}
-    names = ("best_epoch", "validation_accuracy", "test_accuracy")
-    for row in runs.read_rows(Path(out_dir) / runs.SEEDS, "run", "seed", numbers=names):
-        epoch, validation, test = (row[name] for name in names)
-        by_run.setdefault(row["run"], []).append((100 * test, epoch, 100 * (validation - test)))  # seed 0 is the first
+    names = ("seed", "best_epoch", "validation_accuracy", "test_accuracy")
+    for row in runs.read_rows(Path(out_dir) / runs.SEEDS, "run", numbers=names):
+        seed, epoch, validation, test = (row[name] for name in names)
+        by_run.setdefault(row["run"], []).append((seed, 100 * test, epoch, 100 * (validation - test)))
     by_run = {name: np.array(values) for name, values in by_run.items() if len(values) > 1}
     titles = ("test accuracy minus\nits mean, in points", "best epoch", "validation minus test\naccuracy, in points")
     figure = Figure(figsize=(9, 1.6 + 0.5 * len(by_run)), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     for position, of_run in enumerate(by_run.values()):
-        of_run = of_run - [of_run[:, 0].mean(), 0, 0]
+        seeds, of_run = of_run[:, 0], of_run[:, 1:] - [of_run[:, 1].mean(), 0, 0]
         for axes, values in zip(panels, of_run.T):
             spread = {"xerr": values.std(ddof=1), "fmt": "|", "color": "0.45", "capsize": 4, "ms": 16}
             axes.errorbar(values.mean(), position, **spread, label="mean, standard deviation")
             axes.plot(values, np.full(len(values), position), "o", color=BLUE, label="a seed")
             style = {"color": ORANGE, "fillstyle": "none", "markersize": 10, "label": "seed 0"}
-            axes.plot(values[0], position, "s", **style)
+            axes.plot(values[seeds == 0], [position] * sum(seeds == 0), "s", **style)
         for value in of_run[:, 0]:
             if abs(value) > SEED_REACH:  # the others would be one dot if the axis went so far
                 edge = np.copysign(0.92 * SEED_REACH, value)
@@ -673,7 +673,8 @@ def draw_seeds(out_dir):
                 style = {"ha": "left" if edge < 0 else "right", "fontsize": 8}
                 panels[0].annotate(text, (edge, position), (0, 7), textcoords="offset points", **style)
     panels[0].set_xlim(-SEED_REACH, SEED_REACH)
-    labels = [f"{name}, {len(each)} seeds\n{each[:, 0].mean():.1f}%" for name, each in by_run.items()]
+    tests = {name: of_run[:, 1] for name, of_run in by_run.items()}
+    labels = [f"{name}, {len(each)} seeds\n{each.mean():.1f} ± {each.std(ddof=1):.1f}%" for name, each in tests.items()]
     panels[0].set_yticks(range(len(by_run)), labels)
     panels[0].set_ylim(len(by_run) - 0.4, -0.6)
     for axes, title in zip(panels, titles):

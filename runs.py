@@ -124,7 +124,7 @@ def claim_folder(folder):
     make_folder(folder)
     with contextlib.ExitStack() as stack:
         try:
-            held = stack.enter_context(command.locked(folder, wait=False))
+            held = stack.enter_context(command.locked(folder))
         except BlockingIOError:
             message = f"another run is writing to {folder}: wait for its end, or choose another folder"
             raise command.UsageError(message) from None
@@ -144,7 +144,8 @@ def remove_leftovers(folder):
 
 
 def remove_former_run(folder):
-    """Remove what belongs to the run that this one replaces, but for the files that are about to be replaced."""
+    """Remove what belongs to the run that this one replaces, but for the files that are about to be replaced, and
+    TRUE_LOSS, which is the new one's where there is one."""
     for name in (*pictures_of_a_run(), PREDICTIONS, *SHOWN, LAST, LAST_EPOCH, NOISE):
         (folder / name).unlink(missing_ok=True)
 
@@ -210,8 +211,8 @@ def read_metrics(folder):
         metrics = json.loads(command.read_bytes(path))
         whole = metrics.keys() >= {"model", "best_epoch", "settings"}
         if whole and all(metrics[split].keys() >= METRIC_KEYS for split in SPLITS):
-            return metrics
-    except (ValueError, KeyError, AttributeError):
+            return metrics | {"settings": current_settings(metrics["settings"])}
+    except (ValueError, KeyError, AttributeError, TypeError):
         pass
     raise ResultsError(f"{path} is damaged")
 
@@ -295,11 +296,19 @@ def load_checkpoint(path):
     if "history" in fields and (len(epochs) != checkpoint["epoch"] or epochs != [*range(1, len(epochs) + 1)]):
         raise CheckpointError(f"{path} has a history of other epochs")
     try:
-        settings = {name: value for name, value in checkpoint["settings"].items() if (name, value) != FORMER_SETTING}
-        settings = dataclasses.asdict(Recipe(**settings))  # an older file gets the defaults
+        settings = current_settings(checkpoint["settings"])
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path} has impossible settings: {error}") from error
     return checkpoint | {"settings": settings}
+
+
+def current_settings(settings):
+    """All settings of a recipe as a dict, from those of an older file, which gets the defaults of what it hasn't got.
+
+    Raises TypeError or ValueError where they are none.
+    """
+    known = {name: value for name, value in settings.items() if (name, value) != FORMER_SETTING}
+    return dataclasses.asdict(Recipe(**known))
 
 
 def is_number(value):

@@ -51,19 +51,26 @@ def train_or_resume(folder, name, recipe: Recipe, arguments, network=None, preci
     with runs.claim_folder(folder):
         saved = None
         if (folder / runs.LAST).exists():
-            settings = dataclasses.asdict(recipe)
-            saved = train.load_run(folder, name, arguments.dataset, settings)
-            if saved["settings"] != settings:
-                raise command.UsageError(
-                    f"{folder} holds a run of another recipe: choose another --folder, or remove it"
-                )
+            saved = train.load_run(folder, name, arguments.dataset, {})
+            check_recipe(folder, saved, recipe, arguments.dataset)
         if saved and train.has_ended(saved["history"], recipe):
             return saved["history"]
         model, splits = train.prepare(network or name, arguments.dataset, arguments.data_dir, recipe, device)
-        started = saved["environment"] if saved else None
-        environment = command.describe_environment(device, precision, started=started)
+        before = saved["environment"] if saved else None
+        environment = command.describe_environment(device, precision, before=before)
         about = {"model": name, "dataset": arguments.dataset, "environment": environment}
         return train.train(model, splits, recipe, folder, about, saved, observe)
+
+
+def is_run_of(about, recipe: Recipe, dataset):
+    """Whether a run is of this recipe and data set, by what its metrics or its checkpoint, a dict, say `about` it."""
+    return about["dataset"] == dataset and Recipe(**about["settings"]) == recipe
+
+
+def check_recipe(folder, about, recipe: Recipe, dataset):
+    """Raise UsageError where the run in a folder is of another recipe: results must not be mixed, or replaced."""
+    if not is_run_of(about, recipe, dataset):
+        raise command.UsageError(f"{folder} holds a run of another recipe: choose another --folder, or remove it")
 
 
 def evaluate_run(folder, arguments):
@@ -87,7 +94,8 @@ class Row(NamedTuple):
 
 
 def compare_rows(argv, description, folder, rows, epochs):
-    """The command of an experiment that trains each of the `rows`, a dict by name, with several seeds.
+    """The command of an experiment that trains each of the `rows`, a dict by name, with several seeds. Those that are
+    compared with no other were only tried, with seed 0, unless they are asked for by name.
 
     Writes FOLDER/ROW/SEED/, and of all runs that are there FOLDER/runs.csv, and effects.csv and .png: how each row
     differs from the one that it is set against. Judged on the validation split, as it is and with noise; the test split
@@ -103,8 +111,10 @@ def compare_rows(argv, description, folder, rows, epochs):
     if unknown := set(arguments.rows) - rows.keys():
         raise command.UsageError(f"no such row: {', '.join(unknown)}")
     summary(arguments.folder, rows, arguments.epochs)  # refuses a mixture before anything is trained
+    others = {row.against for row in rows.values()}
+    compared = [name for name, row in rows.items() if row.against or name in others]
     for seed in range(arguments.seeds):
-        for name in arguments.rows or rows:
+        for name in arguments.rows or (compared if seed else rows):
             row, place = rows[name], arguments.folder / name / str(seed)
             recipe = dataclasses.replace(row.recipe, epochs=arguments.epochs, seed=seed)
             if not (place / runs.NOISE).exists():
@@ -184,8 +194,8 @@ def effects(values, pairs):
 
     `values` are the accuracies of each row, one for each seed, as a dict of lists. Gives dicts with a 95% interval:
     Student's, of the difference of two means, with one variance for all rows, since three seeds say little about that
-    of a single row. It covers the chance of the seed only, and each difference by itself: of twenty intervals that
-    include no effect, one is expected to exclude it. Empty where no row has two seeds.
+    of a single row. It covers the chance of the seed only, and each difference by itself: of twenty intervals of
+    differences that are none, one is expected to exclude 0. Empty where no row has two seeds.
     """
     freedom = sum(len(each) - 1 for each in values.values())
     pairs = [pair for pair in pairs if values.keys() >= {*pair}]

@@ -40,7 +40,7 @@ class Unwhitened(models.FastVGG):
 
 
 class Undirected(models.FastVGG):
-    """FastVGG whose convolutions start at random, as PyTorch's do."""
+    """FastVGG whose convolutions but the first start at random, as PyTorch's do."""
 
     def __init__(self):
         super().__init__()

@@ -24,9 +24,10 @@ import plots
 import runs
 from experiments import (
     Row,
-    check_epochs,
+    check_recipe,
     evaluate_run,
     folders_of_seeds,
+    is_run_of,
     make_parser,
     parse_arguments,
     train_or_resume,
@@ -61,9 +62,7 @@ def main(argv=None):
             recipe = dataclasses.replace(row.recipe, seed=seed, epochs=epochs[run])
             if seed == 0 and is_committed(run, recipe, arguments.dataset):
                 continue
-            if (folder / runs.METRICS).exists():
-                check_epochs(folder, recipe.epochs)
-            else:
+            if not (folder / runs.METRICS).exists():
                 train_or_resume(folder, row.name, recipe, arguments, row.network)
                 note_last_epoch(folder, arguments)
                 evaluate_run(folder, arguments)
@@ -74,8 +73,7 @@ def main(argv=None):
 def is_committed(run, recipe, dataset):
     """Whether a run of this recipe and data set is in its folder of COMMITTED."""
     if run in COMMITTED and (COMMITTED[run] / runs.METRICS).exists():
-        metrics = runs.read_metrics(COMMITTED[run])
-        return metrics["dataset"] == dataset and Recipe(**metrics["settings"]) == recipe
+        return is_run_of(runs.read_metrics(COMMITTED[run]), recipe, dataset)
     return False
 
 
@@ -89,19 +87,21 @@ def note_last_epoch(folder, arguments):
 
 
 def summary(arguments, epochs):
-    """A row for each run and seed that is there, as dicts."""
+    """A row for each run and seed that is there, as dicts. Raises UsageError where one is of another recipe."""
     rows = []
     for run in ROWS:
         recipe = dataclasses.replace(ROWS[run].recipe, epochs=epochs[run])
-        committed = [COMMITTED[run]] if is_committed(run, recipe, arguments.dataset) else []
-        for path in [*committed, *folders_of_seeds(arguments.folder / run, runs.METRICS)]:
-            check_epochs(path, epochs[run])
+        folders = {int(path.name): path for path in folders_of_seeds(arguments.folder / run, runs.METRICS)}
+        if is_committed(run, recipe, arguments.dataset):
+            folders[0] = COMMITTED[run]
+        for seed, path in sorted(folders.items()):
             metrics, history = runs.read_metrics(path), runs.read_history(path)
+            check_recipe(path, metrics, dataclasses.replace(recipe, seed=seed), arguments.dataset)
             last = runs.read_rows(path / runs.LAST_EPOCH) if (path / runs.LAST_EPOCH).exists() else []
             rows.append(
                 {
                     "run": run,
-                    "seed": metrics["settings"]["seed"],
+                    "seed": seed,
                     "precision": metrics["precision"],
                     "threads": metrics["threads"],
                     "best_epoch": metrics["best_epoch"],

@@ -15,7 +15,7 @@ Per network, all in one process, in turn, several rounds, since the speed of a s
 
 What is behind the difference, on a CPU with native bf16: no DataLoader and no PIL (a batch is an index into memory);
 channels_last from the uint8 images to the fully connected layers, whose flattening is then a view; bf16 autocast;
-pooling before ReLU; the fused AdamW.
+the fused AdamW.
 
 Tried, and of no use at batch 32: OMP_WAIT_POLICY=active, a longer GOMP_SPINCOUNT, 2x2 pooling as a tree of
 torch.maximum (faster forward, much slower backward).
@@ -215,7 +215,7 @@ def ratio(slower, faster):
 
 
 def measure_epoch(splits, precision, rounds):
-    """Seconds of cnn2: what an epoch consists of, and how its cost grows with images and batch size."""
+    """Seconds of cnn2: what an epoch consists of, and how its cost grows with the number of images."""
     project, count = Project("cnn2", splits["train"], precision), len(splits["train"].labels)
     project.epoch(count)  # warms up, and gives the optimiser the state that is saved
     parts = {"training": [], "validation": [], "history and checkpoints": []}

@@ -215,10 +215,11 @@ def test_seeds_are_trained_once_and_summed_up_with_the_committed_run(call, tmp_p
     assert all(float(row["last_test_accuracy"]) == pytest.approx(float(row["test_accuracy"])) for row in rows[1:])
     assert (tmp_path / "folder/seeds.png").exists()
     shutil.copytree("folder/dense/1", "folder/dense/1.old")  # no seed
+    shutil.copytree("committed", "folder/dense/0")  # seed 0 once more
     code, out, err = call(seeds.main, *DIGITS, "--seeds", "3", "--epochs", "1")
     assert code == 0 and "epoch" not in out and len(runs.read_rows("folder/seeds.csv")) == 3
     code, out, err = call(seeds.main, *DIGITS, "--seeds", "2", "--epochs", "2")
-    assert code == 2 and "holds a run of 1 epochs" in err
+    assert code == 2 and "holds a run of another recipe" in err and "epoch 1" not in out
     # What is committed is of another recipe here.
     options = ["--dataset", "digits", "--folder", "longer", "--seeds", "1", "--epochs", "2"]
     assert call(seeds.main, *options)[0] == 0
