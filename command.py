@@ -112,30 +112,42 @@ def read_bytes(path):
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise OSError(errno.EINVAL, "Not a regular file", str(path))
-    return Path(path).read_bytes()
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        error.filename = error.filename or str(path)  # what fails at reading doesn't know its name
+        raise
 
 
 @contextlib.contextmanager
-def locked(folder, wait):
+def locked(folder, wait=""):
     """Hold a folder against other processes that want it so, until the block or the process ends, however it ends.
 
-    Raises BlockingIOError where another has it and `wait` is False. Yields whether it is held: on Windows it isn't.
+    Where another has it, `wait`, a text, is printed while this one waits; raises BlockingIOError if there is none.
+    Yields whether it is held: on Windows it isn't.
     """
     if fcntl is None:
         yield False
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise
+            print(wait, flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield True
     finally:
         os.close(handle)
 
 
 def choose_device(name):
-    """A torch.device that can be used here, set to compute the same each time; raises UsageError for one that can't.
+    """A torch.device that can be used here; raises UsageError for one that can't.
 
-    A CPU computes the same by itself, with the same number of threads.
+    GPUs that CUDA or ROCm drives are set to compute the same each time. A CPU does so by itself, with the same number
+    of threads.
     """
     import torch
 
@@ -182,16 +194,16 @@ def describe_device(device):
     return f"{device.type} ({cpu})"
 
 
-def describe_environment(device, precision="auto", compile=False, started=None):
+def describe_environment(device, precision="auto", compile=False, before=None):
     """What the bits of a training depend on besides its recipe, as a dict.
 
-    `started` is that of the run's start, where a run goes on: it decides what "auto" precision is, any other
+    `before` is that of the epochs before, where a run goes on: it decides what "auto" precision is, any other
     difference is printed.
     """
     import torch
 
-    if started and precision == "auto":
-        precision = started["precision"]
+    if before and precision == "auto":
+        precision = before["precision"]
     environment = {
         "torch_version": str(torch.__version__),
         "device": describe_device(device),
@@ -199,8 +211,8 @@ def describe_environment(device, precision="auto", compile=False, started=None):
         "threads": torch.get_num_threads(),
         "compile": compile,
     }
-    if started and {"compile": False} | started != environment:  # older checkpoints don't say it
-        print(f"Note: the run was started with {started}; the same bits are not to be had with {environment}.")
+    if before and {"compile": False} | before != environment:  # older checkpoints don't say it
+        print(f"Note: it was trained with {before} before; the same bits are not to be had with {environment}.")
     return environment
 
 
@@ -237,7 +249,7 @@ def run_command(main):
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        print_error("out of memory: a smaller --batch-size, or a smaller model, needs less")
+        print_error("out of memory: end other programs, or train a smaller model or with a smaller --batch-size")
     except OSError as error:
         if not error.filename:
             drop_output()
@@ -248,11 +260,11 @@ def run_command(main):
 
 
 def prepare_output():
-    """Let nothing that is printed end the program: neither a closed stream nor a character that it can't encode."""
+    """Have nothing that is printed raise an error for a stream that isn't there, or can't encode a character."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 

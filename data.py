@@ -164,7 +164,7 @@ def cifar10_root(data_dir):
         data_dir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise DataError(f"{error.filename} is not a folder: --data-dir names the one for CIFAR-10") from error
-    with command.locked(data_dir, wait=True) as held:  # a second process waits for what the first one fetches
+    with command.locked(data_dir, "Waiting for another process that fetches CIFAR-10") as held:
         if held:
             remove_leftovers(data_dir)
         if not folder.is_dir():  # unless another process has just made it
@@ -281,7 +281,8 @@ def epoch_order(count, seed, epoch, easy=None):
 
 
 def batches(split, order, batch_size, seed, epoch, augment=False):
-    """Yield (images, labels) in a given order, with an augmentation that (seed, epoch) alone decide.
+    """Yield (images, labels) in a given order, uint8 [batch_size, 3, 32, 32] and int64 [batch_size], with an
+    augmentation that (seed, epoch) alone decide.
 
     `order`, int64 [M], is on the split's device.
     All random numbers are drawn at once and on the CPU: the same on every device, and nothing to save for a resume.
@@ -335,7 +336,7 @@ def hide_square(images, corners):
 
 
 def reflected(positions, size):
-    """Positions of up to `size` beyond the ends of [0, size), as a mirror on the first or last one sees them."""
+    """Positions of less than `size` beyond the ends of [0, size), as a mirror on the first or last one sees them."""
     positions = positions.abs()
     return torch.where(positions < size, positions, 2 * (size - 1) - positions)
 
@@ -439,5 +440,5 @@ def to_bytes(grey, whites):
     exceeded, since then nobody knows what is white."""
     for white in whites:
         if grey.min() >= 0 and grey.max() <= white:
-            return (grey * (255 / white)).astype(np.uint8)
+            return (grey * (255 / white)).round().astype(np.uint8)
     raise ValueError(f"it has values from {grey.min():g} to {grey.max():g}, not from 0 to {whites[-1]:,}")

@@ -10,6 +10,7 @@ Usage:
 
 import command
 
+import contextlib
 import itertools
 import json
 import math
@@ -41,6 +42,7 @@ CHANGES = {  # of the test images, for robustness, and the amounts: pixels, degr
     "jpeg": (20, 50, 80),
 }
 BATCH_SIZE = 100  # images predicted at a time
+Z = 1.959964  # standard errors on each side of a 95% interval
 
 
 def main(argv=None):
@@ -73,11 +75,14 @@ def main(argv=None):
         networks = {name: model.to(device) for name, (model, _) in zip(names, loaded)}
         measure_robustness(networks, splits["test"], out_dir)
         return 0
-    for path, folder, (model, checkpoint) in zip(checkpoints, folders, loaded):
-        with runs.claim_folder(folder):
+    with contextlib.ExitStack() as claims:
+        for folder in folders:
+            claims.enter_context(runs.claim_folder(folder))
+        for path in checkpoints:
+            model, checkpoint = models.load_model(path)  # again: a training may have just replaced it
             write_results(path, model.to(device), checkpoint, splits)
-    if len(checkpoints) > 1:
-        compare(folders, out_dir)
+        if len(checkpoints) > 1:
+            compare(folders, out_dir)
     return 0
 
 
@@ -154,7 +159,7 @@ def write_results(path, model, checkpoint, splits):
     what they show, print the tables.
 
     Returns the metrics as they stand in metrics.json; their "settings" are those under which the checkpoint's epoch was
-    trained, their "seconds" those of all epochs up to it.
+    trained, their precision, threads and so on those of that epoch too, their "seconds" those of all epochs up to it.
     """
     folder = results_folder(path)
     if checkpoint["classes"] != data.CLASSES[checkpoint["dataset"]]:
@@ -181,10 +186,11 @@ def write_results(path, model, checkpoint, splits):
     for name in runs.SPLITS:
         metrics[name]["after_temperature"] = rounded(calibrated_metrics(predictions[name], temperature))
     write_predictions(folder, splits["test"].images, predictions["test"], checkpoint["classes"])
-    if first_kernels(model) is not None:
+    if (convolution := first_convolution(model)) is not None:
         torch.manual_seed(checkpoint["settings"]["seed"])
-        kernels = first_kernels(model)
-        start = first_kernels(models.build(checkpoint["model"])) if first_is_trained(model) else kernels
+        trained = convolution.weight.requires_grad
+        initial = first_convolution(models.build(checkpoint["model"])) if trained else convolution
+        start, kernels = (layer.weight.detach().cpu().numpy() for layer in (initial, convolution))
         runs.write_arrays(folder / runs.FILTERS, start=start, weights=kernels)
         chosen = first_right_and_wrong(predictions["test"])
         inside = look_inside(model, data.Split(*(part[chosen] for part in splits["test"])))
@@ -204,14 +210,9 @@ def rounded(value):
     return round(value, DECIMALS) if isinstance(value, float) else value
 
 
-def first_kernels(model):
-    """The weights of the first convolution, float32 [filters, 3, height, width], or None where there is none."""
-    convolutions = [layer for layer in model.layers if isinstance(layer, torch.nn.Conv2d)]
-    return convolutions[0].weight.detach().cpu().numpy() if convolutions else None
-
-
-def first_is_trained(model):
-    return next(layer for layer in model.layers if isinstance(layer, torch.nn.Conv2d)).weight.requires_grad
+def first_convolution(model):
+    """The first convolution of a network, or None where there is none."""
+    return next((layer for layer in model.layers if isinstance(layer, torch.nn.Conv2d)), None)
 
 
 def first_right_and_wrong(predictions: Predictions, count=3):
@@ -378,7 +379,7 @@ def calibrated_metrics(predictions: Predictions, temperature):
     }
 
 
-def wilson_interval(share, total, z=1.959964):
+def wilson_interval(share, total, z=Z):
     """95% score interval of a proportion (Wilson 1927, JASA 22:209), as [low, high]."""
     scale = 1 + z**2 / total
     centre = (share + z**2 / (2 * total)) / scale
@@ -495,7 +496,7 @@ def run_names(folders):
     return [command.printable(Path(*folder.parts[common:]).as_posix()) for folder in folders]
 
 
-def paired_difference(this, that, z=1.959964):
+def paired_difference(this, that, z=Z):
     """Two classifiers on the same samples, from where each is right, two bool arrays [N].
 
     Returns how often only this one is right, how often only that one, the difference of their accuracies, and its 95%

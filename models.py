@@ -1,4 +1,4 @@
-"""The networks by name; how they are built, saved and loaded.
+"""The networks by name; how they are built and loaded.
 
 Every network takes uint8 images [N, 3, 32, 32] and owns its normalisation, so that a checkpoint alone is enough to
 predict. `model(images)` gives softmax probabilities; `model.logits(images)` gives what stands before the softmax,
@@ -209,7 +209,10 @@ def load_weights(model, weights, path):
 
 
 def load_model(path):
-    """The network of a checkpoint, ready to predict, and the checkpoint itself: (Network in eval mode, dict)."""
+    """The network of a checkpoint, ready to predict, and the checkpoint itself: (Network in eval mode, dict).
+
+    Raises CheckpointError or OSError.
+    """
     checkpoint = runs.load_checkpoint(path)
     if checkpoint["model"] not in MODELS:
         raise runs.CheckpointError(f"{path} holds an unknown model: {checkpoint['model']}")

@@ -39,8 +39,9 @@ class Muon(torch.optim.SGD):
     """SGD with Nesterov momentum, but with orthogonal steps for the kernels of convolutions (Jordan et al. 2024,
     https://kellerjordan.github.io/posts/muon/; PyTorch's own takes no convolutions).
 
-    A layer's kernels are a matrix [out, in * height * width] whose norm is kept at sqrt(out). The step is the learning
-    rate times what the momentum becomes when all its singular values are set to about 1: no direction dominates.
+    A layer's kernels are a matrix [out, in * height * width] whose norm is set to sqrt(out) before each step. The step
+    is the learning rate times what the momentum becomes when all its singular values are set to about 1: no direction
+    dominates.
     """
 
     @torch.no_grad()
@@ -92,7 +93,8 @@ def is_state_of(optimizer, weight, state):
 
 
 def learning_rate_at(step, total_steps, recipe: Recipe):
-    """The learning rate of a step, counted from 0 over all epochs: no state that a resume could lose."""
+    """The learning rate of a step, counted from 0, if all epochs have as many steps as the present one: no state that a
+    resume could lose."""
     if recipe.schedule == "linear":
         return recipe.learning_rate * (1 - step / total_steps)
     return recipe.learning_rate

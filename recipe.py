@@ -85,7 +85,7 @@ def add_options(parser):
     option("label_smoothing", "share of the target spread over all classes")
     option(
         "skip_easy",
-        f"share of the training images, those of the lowest loss, that only every third epoch visits, after {WARM_UP}",
+        f"share of the training images, of the lowest loss, that after {WARM_UP} epochs only every third one visits",
     )
     option("schedule", "of the learning rate; linear: down to 0")
     option("seed", "of weights, batch order, dropout and augmentation")

@@ -64,8 +64,8 @@ def main(argv=None):
                 runs.save_checkpoint(last, saved | {"settings": dataclasses.asdict(recipe)})
             else:
                 model, splits = prepare(arguments.model, arguments.dataset, arguments.data_dir, recipe, device)
-                started = saved["environment"] if saved else None
-                environment = command.describe_environment(device, arguments.precision, arguments.compile, started)
+                before = saved["environment"] if saved else None
+                environment = command.describe_environment(device, arguments.precision, arguments.compile, before)
                 about = {"model": arguments.model, "dataset": arguments.dataset, "environment": environment}
                 train(model, splits, recipe, folder, about, saved)
             evaluate.evaluate_checkpoint(folder / runs.BEST, arguments.data_dir, device)
@@ -87,11 +87,12 @@ def prepare(network, dataset, data_dir, recipe, device):
 
 
 def train(model, splits, recipe: Recipe, folder, about, saved=None, observe=None):
-    """Train a network until its recipe's end; after each epoch the run folder is up to date. Raises NotFinite.
+    """Train a network until its recipe's end; after each epoch the run folder is up to date.
 
     `about` is what the checkpoints say besides: "model", "dataset" and "environment" (command.describe_environment).
     `saved` is the checkpoint to go on from; observe(model, epoch) is called after each epoch, before it is saved.
-    Returns the history: a dict for every epoch, the rows of history.csv.
+    Returns the history: a dict for every epoch, the rows of history.csv. Raises NotFinite, OSError, and CheckpointError
+    where `saved` doesn't fit.
     """
     environment = about["environment"]
     device = splits["train"].labels.device
@@ -148,7 +149,8 @@ def train_epoch(model, forward, optimizer, split, recipe: Recipe, epoch, autocas
 
     `forward` gives the logits (`model.logits`, or compiled). Loss and hits are summed on the device: the host waits for
     them only every CHECK_EVERY steps, when a loss that is no longer finite raises NotFinite, and at the end.
-    `image_losses`, float32 [N], says which images are easy, and is brought up to date where the recipe asks for that.
+    `image_losses`, float32 [N], says which images are easy: the mean of an image's loss at its last visit and of what
+    stood there before. It is brought up to date where the recipe asks for that.
     """
     model.train()
     torch.manual_seed(data.derived_seed(recipe.seed, epoch, 2))  # dropout's masks: of this epoch alone
@@ -159,8 +161,8 @@ def train_epoch(model, forward, optimizer, split, recipe: Recipe, epoch, autocas
     correct = torch.zeros((), dtype=torch.int64, device=split.labels.device)
     batches = data.batches(split, order, recipe.batch_size, recipe.seed, epoch, recipe.augment)
     for step, (images, labels) in enumerate(tqdm(batches, f"epoch {epoch}", steps, leave=False, disable=None)):
+        rate = optimizers.learning_rate_at((epoch - 1) * steps + step, recipe.epochs * steps, recipe)
         for group in optimizer.param_groups:
-            rate = optimizers.learning_rate_at((epoch - 1) * steps + step, recipe.epochs * steps, recipe)
             group["lr"] = group["factor"] * rate
         loss, logits = train_step(forward, optimizer, images, labels, autocast, recipe.label_smoothing)
         losses[step] = loss * len(labels)
@@ -185,8 +187,9 @@ def easy_images(image_losses, recipe: Recipe, epoch):
 
 
 def train_step(forward, optimizer, images, labels, autocast, label_smoothing=0.0):
-    """Forward, backward, an update on one batch; the mean cross-entropy and the logits, both on the device.
+    """Forward, backward, an update on one batch: uint8 images [N, 3, 32, 32], int64 labels [N].
 
+    Returns the mean cross-entropy, float32, and the logits [N, 10], in the precision of `autocast`, both on the device.
     Label smoothing (Szegedy et al. 2016, arXiv:1512.00567) changes what is minimised, not the cross-entropy returned.
     """
     with autocast:
@@ -239,7 +242,7 @@ def is_finished(folder):
 
 def load_run(folder, name, dataset, given):
     """The checkpoint to go on from, last.pt, if it is one of network `name` on the data set whose recipe can become the
-    `given` one (fields of Recipe in a dict); raises UsageError or CheckpointError where it isn't."""
+    `given` one (fields of Recipe in a dict); raises UsageError, CheckpointError or OSError where it isn't."""
     last = folder / runs.LAST
     saved = runs.load_checkpoint(last)
     if not runs.RESUME_FIELDS.keys() <= saved.keys():
@@ -263,7 +266,7 @@ def load_run(folder, name, dataset, given):
 
 def restore(folder, saved):
     """Bring best.pt and history.csv to where last.pt is: a kill can have left them an epoch behind. Raises UsageError
-    where best.pt is of another run."""
+    where best.pt is of another run; CheckpointError or OSError where it can't be read."""
     kept = best_epoch(saved["history"])
     if kept == saved["epoch"]:
         best = {name: value for name, value in saved.items() if name not in runs.RESUME_FIELDS}

@@ -1,10 +1,13 @@
 import command
 
+import errno
 import io
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -156,6 +159,32 @@ def test_text_from_outside_can_do_nothing_to_a_terminal(call):
 
     code, out, err = call(main)
     assert err.splitlines() == ["test_command.py: a file \\x1b[2J\\n says", "and a second line"]
+
+
+@pytest.mark.skipif(command.fcntl is None, reason="Windows has no locks")
+def test_waiting_for_another_process_is_said(tmp_path, monkeypatch):
+    def wait():
+        with command.locked(tmp_path, "Waiting for the other one"):
+            said.append("has it")
+
+    def say(text, **options):
+        said.append(text)
+        waits.set()
+
+    said, waits, thread = [], threading.Event(), threading.Thread(target=wait)
+    monkeypatch.setattr("builtins.print", say)
+    with command.locked(tmp_path):
+        thread.start()
+        waits.wait()
+        said.append("is free")
+    thread.join()
+    assert said == ["Waiting for the other one", "is free", "has it"]
+
+
+def test_a_file_that_fails_while_it_is_read_is_named(call, monkeypatch):
+    monkeypatch.setattr(Path, "read_bytes", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+    code, out, err = call(lambda arguments: command.read_bytes(__file__))
+    assert code == 2 and err.endswith("test_command.py: Input/output error\n")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes")

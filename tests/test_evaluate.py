@@ -1,3 +1,5 @@
+import command
+
 import json
 import math
 import re
@@ -331,6 +333,30 @@ def test_several_networks_share_the_data(finished_run, call, tmp_path, monkeypat
     assert watched["load_splits"].call_count == 1
     assert call(evaluate.main, "dense/best.pt", "cnn2/best.pt", "--robustness")[0] == 0
     assert [mock.call_count for mock in watched.values()] == [2, 1 + 4 + 5 + 5 + 3 * 3]
+
+
+@pytest.mark.skipif(command.fcntl is None, reason="Windows has no locks")
+def test_a_folder_that_is_trained_in_is_refused_before_another_is_evaluated(finished_run, call, tmp_path):
+    folders = [finished_run(model)[0] for model in ("cnn1", "dense")]
+    with runs.claim_folder(folders[1]):
+        code, out, err = call(evaluate.main, *(folder / "best.pt" for folder in folders), "--out-dir", tmp_path)
+    assert code == 2 and out == "" and f"another run is writing to {folders[1]}" in err
+
+
+def test_best_epoch_that_training_replaces_meanwhile_is_the_one_evaluated(finished_run, call, tmp_path, monkeypatch):
+    """Its training goes on until the folder is free, which is after the first look at the checkpoint."""
+
+    def read_splits(*arguments):
+        shutil.copy(later / "best.pt", tmp_path / "run/best.pt")
+        return before(*arguments)
+
+    earlier, later = (finished_run(model)[0] for model in ("cnn1", "dense"))
+    (tmp_path / "run").mkdir()
+    shutil.copy(earlier / "best.pt", tmp_path / "run/best.pt")
+    before = evaluate.read_splits
+    monkeypatch.setattr(evaluate, "read_splits", read_splits)
+    assert call(evaluate.main, "run/best.pt")[0] == 0
+    assert runs.read_metrics(tmp_path / "run")["model"] == "dense"
 
 
 def test_two_checkpoints_never_share_a_results_folder(finished_run, call, tmp_path):
