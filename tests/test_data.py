@@ -175,7 +175,7 @@ def test_pictures_of_every_mode_and_size_are_read(tmp_path):
 
 def test_grey_values_of_more_than_8_bits_keep_their_meaning(tmp_path):
     for pixels, expected in (
-        (np.full((9, 9), 0.5, np.float32), 127),
+        (np.full((9, 9), 0.5, np.float32), 128),
         (np.full((9, 9), 77.0, np.float32), 77),
         (np.full((9, 9), 0x8080, np.int32), 0x80),
     ):
