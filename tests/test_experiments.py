@@ -1,5 +1,6 @@
 import command
 
+import collections
 import dataclasses
 import importlib
 import json
@@ -172,6 +173,24 @@ def test_ablation_trains_a_row_without_the_test_split(call, tmp_path, few_digits
     assert call(ablation.main, "typo", *DIGITS)[0] == 2
     code, out, err = call(ablation.main, "all_parts", *DIGITS, "--epochs", "2")
     assert code == 2 and "holds a run of 1 epochs" in err and "epoch" not in out, "runs of other epochs aren't mixed in"
+
+
+def test_rows_that_are_compared_with_no_other_are_tried_with_one_seed(call, tmp_path, monkeypatch):
+    def train_it(place, *arguments):
+        place.mkdir(parents=True)
+        runs.write_atomically(place / runs.HISTORY, runs.csv_bytes([dict.fromkeys(runs.HISTORY_COLUMNS, 1)]))
+
+    def note_noise(place, *arguments):
+        runs.write_atomically(place / runs.NOISE, runs.csv_bytes([{"noise": 10, "validation_accuracy": 0.5}]))
+
+    monkeypatch.setattr(experiments, "train_or_resume", train_it)
+    monkeypatch.setattr(experiments, "note_noise", note_noise)
+    assert call(ablation.main, *DIGITS, "--epochs", "1", "--seeds", "2")[0] == 0
+    counted = collections.Counter(row["row"] for row in runs.read_rows("folder/runs.csv"))
+    assert counted["all_parts"] == counted["adamw_instead_of_muon"] == 2
+    assert counted["adamw_instead_of_muon_2e-3"] == 1
+    assert call(ablation.main, "adamw_instead_of_muon_2e-3", *DIGITS, "--epochs", "1", "--seeds", "2")[0] == 0
+    assert (tmp_path / "folder/adamw_instead_of_muon_2e-3/1/noise.csv").exists()
 
 
 def test_example_picture_shows_the_first_images_of_every_class(call, tmp_path):
