@@ -112,10 +112,17 @@ def read_bytes(path):
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise OSError(errno.EINVAL, "Not a regular file", str(path))
-    try:
+    with naming(path):
         return Path(path).read_bytes()
+
+
+@contextlib.contextmanager
+def naming(path):
+    """Give an OSError the name of its file: what fails while it is read or written doesn't say it."""
+    try:
+        yield
     except OSError as error:
-        error.filename = error.filename or str(path)  # what fails at reading doesn't know its name
+        error.filename = error.filename or str(path)
         raise
 
 

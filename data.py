@@ -177,11 +177,8 @@ def cifar10_root(data_dir):
             except OSError:
                 temporary, keep = tempfile.TemporaryDirectory(), False
             with temporary as extracted:
-                try:
+                with command.naming(extracted):
                     extract_archive(str(archive), extracted)
-                except OSError as error:
-                    error.filename = error.filename or extracted  # a full disk doesn't say it
-                    raise
                 if not keep:
                     yield Path(extracted)
                     return

@@ -379,11 +379,11 @@ def calibrated_metrics(predictions: Predictions, temperature):
     }
 
 
-def wilson_interval(share, total, z=Z):
+def wilson_interval(share, total):
     """95% score interval of a proportion (Wilson 1927, JASA 22:209), as [low, high]."""
-    scale = 1 + z**2 / total
-    centre = (share + z**2 / (2 * total)) / scale
-    margin = z * math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2) / scale
+    scale = 1 + Z**2 / total
+    centre = (share + Z**2 / (2 * total)) / scale
+    margin = Z * math.sqrt(share * (1 - share) / total + (Z / (2 * total)) ** 2) / scale
     return [centre - margin, centre + margin]
 
 
@@ -496,7 +496,7 @@ def run_names(folders):
     return [command.printable(Path(*folder.parts[common:]).as_posix()) for folder in folders]
 
 
-def paired_difference(this, that, z=Z):
+def paired_difference(this, that):
     """Two classifiers on the same samples, from where each is right, two bool arrays [N].
 
     Returns how often only this one is right, how often only that one, the difference of their accuracies, and its 95%
@@ -504,7 +504,7 @@ def paired_difference(this, that, z=Z):
     """
     only_this, only_that, total = int((this & ~that).sum()), int((that & ~this).sum()), len(this)
     difference = (only_this - only_that) / total
-    margin = z * math.sqrt((only_this + only_that) / total - difference**2) / math.sqrt(total)
+    margin = Z * math.sqrt((only_this + only_that) / total - difference**2) / math.sqrt(total)
     return only_this, only_that, difference, difference - margin, difference + margin
 
 

@@ -26,7 +26,7 @@ matplotlib.rcdefaults()  # the same pictures whatever a matplotlibrc says
 matplotlib.rcParams["text.parse_math"] = False  # dollar signs in a name are dollar signs
 
 SOFTMAX_TWICE_FLOOR = np.log(1 + 9 / np.e)  # the cross-entropy of a perfect prediction among ten classes
-TRUE_LOSS, OWN_LOSS = "softmax twice, true cross-entropy", "softmax twice, its own loss"  # the curves of that run
+TRUE_LOSS_CURVE, OWN_LOSS_CURVE = "softmax twice, true cross-entropy", "softmax twice, its own loss"
 VANISHED = 0.1  # a kernel's share of its first norm, below which it counts for nothing
 SEED_REACH = 2.5  # points from the mean, beyond which a seed's accuracy is marked at the edge
 FEW = 50  # the reliability diagram shows no accuracy of fewer images than this
@@ -461,7 +461,7 @@ def draw_curves(out_dir):
         curves.setdefault(row["curve"], []).append(values)
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    styles = {TRUE_LOSS: ("--", "0.45"), OWN_LOSS: (":", "0.45")}
+    styles = {TRUE_LOSS_CURVE: ("--", "0.45"), OWN_LOSS_CURVE: (":", "0.45")}
     networks = itertools.cycle((line[0], colour) for line, colour in LINE_STYLES[::-1])
     for name, values in curves.items():
         epochs, losses, accuracies = np.array(values).T
@@ -472,7 +472,7 @@ def draw_curves(out_dir):
             (symbol, colour), line = next(networks), "-"
             marker = {"marker": symbol, "markevery": max(1, len(epochs) // 8), "markersize": 5}
         left.plot(epochs, losses, line, color=colour, label=name, linewidth=1.4, **marker)
-        if name != OWN_LOSS:  # whose accuracy is the other's
+        if name != OWN_LOSS_CURVE:  # whose accuracy is the other's
             right.plot(epochs, accuracies, line, color=colour, linewidth=1.4, **marker)
     left.axhline(SOFTMAX_TWICE_FLOOR, color="0.7", linewidth=1)
     left.annotate(

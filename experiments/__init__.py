@@ -152,10 +152,13 @@ def check_epochs(folder, epochs):
         raise command.UsageError(f"{folder} holds a run of {trained} epochs: choose another --folder, or remove it")
 
 
-def folders_of_seeds(folder, file):
-    """The folders of a run's seeds, those that hold `file`, in the order of the seeds."""
-    whole = [path.parent for path in folder.glob(f"*/{file}") if path.parent.name.isdigit()]
-    return sorted(whole, key=lambda path: int(path.name))
+def folders_of_seeds(folder, file, committed=None):
+    """The folders of a run's seeds that hold `file`, a dict by seed, in their order; `committed` is that of seed 0, if
+    it is elsewhere."""
+    folders = {int(path.parent.name): path.parent for path in folder.glob(f"*/{file}") if path.parent.name.isdigit()}
+    if committed:
+        folders[0] = committed
+    return dict(sorted(folders.items()))
 
 
 def summary(folder, rows, epochs):
@@ -165,13 +168,13 @@ def summary(folder, rows, epochs):
     for name, row in rows.items():
         recipe = dataclasses.replace(row.recipe, epochs=epochs)
         operations = pflop(models.multiply_adds(row.build()), recipe)
-        for path in folders_of_seeds(folder / name, runs.NOISE):  # which is written last
+        for seed, path in folders_of_seeds(folder / name, runs.NOISE).items():  # which is written last
             check_epochs(path, epochs)
             history, noise = runs.read_history(path), runs.read_rows(path / runs.NOISE)
             lines.append(
                 {
                     "row": name,
-                    "seed": int(path.name),
+                    "seed": seed,
                     "epochs": epochs,
                     "validation_accuracy": history["validation_accuracy"].max(),
                     "with_noise": noise[0]["validation_accuracy"],

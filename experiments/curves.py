@@ -30,8 +30,8 @@ def main(argv=None):
     true = [float(row["validation_loss"]) for row in runs.read_rows(arguments.twice / runs.TRUE_LOSS)]
     if len(true) != len(twice["epoch"]):
         raise runs.ResultsError(f"{arguments.twice / runs.TRUE_LOSS} is of other epochs than {runs.HISTORY} beside it")
-    rows += rows_of(plots.TRUE_LOSS, twice | {"validation_loss": true})
-    rows += rows_of(plots.OWN_LOSS, twice)
+    rows += rows_of(plots.TRUE_LOSS_CURVE, twice | {"validation_loss": true})
+    rows += rows_of(plots.OWN_LOSS_CURVE, twice)
     runs.write_atomically(arguments.folder / runs.CURVES, runs.csv_bytes(rows))
     plots.draw_curves(arguments.folder)
 

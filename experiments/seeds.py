@@ -91,10 +91,8 @@ def summary(arguments, epochs):
     rows = []
     for run in ROWS:
         recipe = dataclasses.replace(ROWS[run].recipe, epochs=epochs[run])
-        folders = {int(path.name): path for path in folders_of_seeds(arguments.folder / run, runs.METRICS)}
-        if is_committed(run, recipe, arguments.dataset):
-            folders[0] = COMMITTED[run]
-        for seed, path in sorted(folders.items()):
+        committed = COMMITTED[run] if is_committed(run, recipe, arguments.dataset) else None
+        for seed, path in folders_of_seeds(arguments.folder / run, runs.METRICS, committed).items():
             metrics, history = runs.read_metrics(path), runs.read_history(path)
             check_recipe(path, metrics, dataclasses.replace(recipe, seed=seed), arguments.dataset)
             last = runs.read_rows(path / runs.LAST_EPOCH) if (path / runs.LAST_EPOCH).exists() else []

@@ -208,8 +208,8 @@ def fitting():
 
 def tests_of(run):
     """The metrics of a run on the test split, one for each seed, the committed run's first."""
-    others = [folder for folder in folders_of_seeds(OUTS / "seeds" / run, runs.METRICS) if folder.name != "0"]
-    return [runs.read_metrics(folder)["test"] for folder in (ROOT / COMMITTED[run], *others)]
+    folders = folders_of_seeds(OUTS / "seeds" / run, runs.METRICS, ROOT / COMMITTED[run])
+    return [runs.read_metrics(folder)["test"] for folder in folders.values()]
 
 
 def confusions(count=8):
@@ -408,8 +408,8 @@ def precision():
     return compared("precision", {"fp32": "fp32", "bf16": "bf16"})
 
 
-def measured_speed(part):
-    return json.loads((EXPERIMENTS / "throughput.json").read_text())[part]
+def measured_speed(part, file="throughput.json"):
+    return json.loads((EXPERIMENTS / file).read_text())[part]
 
 
 def with_range(values, digits=1):

@@ -4,7 +4,6 @@ measured number in their sentences."""
 import dataclasses
 import functools
 import itertools
-import json
 import math
 import re
 import string
@@ -199,11 +198,10 @@ def page_speed():
     difference = effects_of("precision")["bf16"]
     assert difference["low"] < 0 < difference["high"]
     yield "in `cnn2` after 20 epochs;"
-    gpu = json.loads((tables.EXPERIMENTS / "gpu.json").read_text())
-    times = [f"{milliseconds:.1f} ms" for values in gpu["steps"].values() for milliseconds in tables.step_times(values)]
+    machine, steps, improved = (tables.measured_speed(part, "gpu.json") for part in ("machine", "steps", IMPROVED))
+    times = [f"{milliseconds:.1f} ms" for values in steps.values() for milliseconds in tables.step_times(values)]
     yield "takes {} instead of {}, one of `vgg` {} instead of {} (medians of three rounds".format(*times)
-    yield f"PyTorch {'.'.join(gpu['machine']['torch'].split('.')[:2])}, in"
-    improved = gpu[IMPROVED]
+    yield f"PyTorch {'.'.join(machine['torch'].split('.')[:2])}, in"
     yield f"trained there in {improved['training seconds']:.0f} seconds; seed {improved['seed']} came to a"
     yield f"test accuracy of {improved['test accuracy']:.1%}."
 
