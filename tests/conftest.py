@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import data
+import download
 import plots
 import runs
 import train
@@ -66,7 +67,7 @@ def leave_out_pictures(monkeypatch):
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """Whatever a test does wrong, nothing is asked of the real mirrors."""
-    monkeypatch.setattr(data, "MIRRORS", ["http://127.0.0.1:9/"])
+    monkeypatch.setattr(download, "MIRRORS", ["http://127.0.0.1:9/"])
     monkeypatch.setenv("no_proxy", "*")  # 127.0.0.1 is this machine
 
 

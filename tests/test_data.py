@@ -12,9 +12,10 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 
 import data
+import download
 import models
 
-LAST_MIRROR = data.MIRRORS[-1]  # in the tests there is another
+LAST_MIRROR = download.MIRRORS[-1]  # in the tests there is another
 
 
 def a_split(count=100):
@@ -238,7 +239,7 @@ def small_archive(small_cifar10, tmp_path, monkeypatch):
     path = tmp_path / "cifar-10-python.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
         archive.add(small_cifar10 / "cifar-10-batches-py", "cifar-10-batches-py")
-    monkeypatch.setattr(data, "ARCHIVE_MD5", hashlib.md5(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(download, "ARCHIVE_MD5", hashlib.md5(path.read_bytes()).hexdigest())
     return path
 
 
@@ -262,7 +263,7 @@ def test_archive_is_fetched_once_and_split(small_archive, tmp_path, monkeypatch)
         shutil.copy(small_archive, archive)
 
     fetched = []
-    monkeypatch.setattr(data, "download", download)
+    monkeypatch.setattr(download, "download", download)
     monkeypatch.setattr(data, "VALIDATION", 10)
     for _ in range(2):
         splits = data.load_splits("cifar10", tmp_path / "new")
@@ -275,21 +276,21 @@ def test_archive_is_fetched_once_and_split(small_archive, tmp_path, monkeypatch)
 def test_extracted_archive_is_kept_in_a_relative_folder_too(folder_with_archive, monkeypatch):
     """tempfile's paths are absolute from Python 3.12 on."""
     monkeypatch.chdir(folder_with_archive)
-    mkdtemp = data.tempfile.mkdtemp
-    monkeypatch.setattr(data.tempfile, "mkdtemp", lambda *arguments: os.path.abspath(mkdtemp(*arguments)))
+    mkdtemp = download.tempfile.mkdtemp
+    monkeypatch.setattr(download.tempfile, "mkdtemp", lambda *arguments: os.path.abspath(mkdtemp(*arguments)))
     data.load_splits("cifar10", ".", ["test"])
     assert (folder_with_archive / "cifar-10-batches-py").is_dir()
 
 
 def test_archive_in_a_read_only_folder_is_enough(folder_with_archive, monkeypatch):
-    temporary_directory = data.tempfile.TemporaryDirectory
+    temporary_directory = download.tempfile.TemporaryDirectory
 
     def refuse(prefix=None, dir=None):  # permissions wouldn't stop root
         if dir == folder_with_archive:
             raise PermissionError(13, "Permission denied", str(dir))
         return temporary_directory(prefix=prefix, dir=dir)
 
-    monkeypatch.setattr(data.tempfile, "TemporaryDirectory", refuse)
+    monkeypatch.setattr(download.tempfile, "TemporaryDirectory", refuse)
     assert len(data.load_splits("cifar10", folder_with_archive, ["test"])["test"].labels) == 10
     assert [path.name for path in folder_with_archive.iterdir()] == ["cifar-10-python.tar.gz"]
 
@@ -332,7 +333,11 @@ def refuse_each_damage(data_dir, name):
 
 
 def test_what_is_fetched_is_what_torchvision_expects():
-    assert (CIFAR10.base_folder, CIFAR10.filename, CIFAR10.tgz_md5) == (data.FOLDER, data.ARCHIVE, data.ARCHIVE_MD5)
+    assert (CIFAR10.base_folder, CIFAR10.filename, CIFAR10.tgz_md5) == (
+        download.FOLDER,
+        download.ARCHIVE,
+        download.ARCHIVE_MD5,
+    )
     assert CIFAR10.url == LAST_MIRROR
 
 
@@ -380,5 +385,5 @@ def test_archive_of_the_official_files_is_enough(cifar10_dir, tmp_path, monkeypa
     path = tmp_path / "cifar-10-python.tar.gz"
     with tarfile.open(path, "w:gz", compresslevel=1) as archive:
         archive.add(cifar10_dir / "cifar-10-batches-py", "cifar-10-batches-py")
-    monkeypatch.setattr(data, "ARCHIVE_MD5", hashlib.md5(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(download, "ARCHIVE_MD5", hashlib.md5(path.read_bytes()).hexdigest())
     assert len(data.load_splits("cifar10", tmp_path, ["test"])["test"].labels) == 10_000

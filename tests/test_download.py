@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-import data
+import download
 
 ARCHIVE = random.Random(0).randbytes(300_000)
 
@@ -57,12 +57,12 @@ def server(monkeypatch):
         server.daemon_threads = True
         server.asked = []
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(data, "ARCHIVE_BYTES", len(ARCHIVE))
-        monkeypatch.setattr(data, "ARCHIVE_MD5", hashlib.md5(ARCHIVE).hexdigest())
-        monkeypatch.setattr(data, "TIMEOUT", 2)
+        monkeypatch.setattr(download, "ARCHIVE_BYTES", len(ARCHIVE))
+        monkeypatch.setattr(download, "ARCHIVE_MD5", hashlib.md5(ARCHIVE).hexdigest())
+        monkeypatch.setattr(download, "TIMEOUT", 2)
         # Slow is what brings single bytes at a time, whatever the clock says: the tests must not depend on it.
-        monkeypatch.setattr(data, "SLOW_SECONDS", 0)
-        monkeypatch.setattr(data, "SLOW_BYTES", 100)
+        monkeypatch.setattr(download, "SLOW_SECONDS", 0)
+        monkeypatch.setattr(download, "SLOW_BYTES", 100)
         yield server
         server.shutdown()
 
@@ -72,7 +72,7 @@ def mirrors(server, monkeypatch, *paths):
         unused.bind(("127.0.0.1", 0))
         dead = f"http://127.0.0.1:{unused.getsockname()[1]}/dead"
     addresses = [dead if path == "/dead" else f"http://127.0.0.1:{server.server_port}{path}" for path in paths]
-    monkeypatch.setattr(data, "MIRRORS", addresses)
+    monkeypatch.setattr(download, "MIRRORS", addresses)
     return addresses
 
 
@@ -81,7 +81,7 @@ def mirrors(server, monkeypatch, *paths):
 )
 def test_the_next_mirror_is_used_and_nothing_broken_stays(server, monkeypatch, tmp_path, bad, capsys):
     addresses = mirrors(server, monkeypatch, bad, "/good", "/never")
-    data.download(tmp_path / "archive.tar.gz")
+    download.download(tmp_path / "archive.tar.gz")
     assert [path.name for path in tmp_path.iterdir()] == ["archive.tar.gz"]
     assert (tmp_path / "archive.tar.gz").read_bytes() == ARCHIVE
     assert server.asked == [path for path in (bad, "/good") if path != "/dead"]
@@ -91,7 +91,7 @@ def test_the_next_mirror_is_used_and_nothing_broken_stays(server, monkeypatch, t
 
 def test_the_last_mirror_may_be_slow(server, monkeypatch, tmp_path):
     mirrors(server, monkeypatch, "/slow")
-    data.download(tmp_path / "archive.tar.gz")
+    download.download(tmp_path / "archive.tar.gz")
     assert (tmp_path / "archive.tar.gz").read_bytes() == ARCHIVE
 
 
