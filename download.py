@@ -72,7 +72,7 @@ def cifar10_root(data_dir):
             remove_leftovers(data_dir)
         if not folder.is_dir():  # unless another process has just made it
             if not archive.exists():
-                download(archive)
+                fetch_archive(archive)
             elif not check_integrity(archive, ARCHIVE_MD5):
                 raise DataError(f"{archive} is damaged (its MD5 is wrong): remove it to have it fetched again")
             try:
@@ -98,7 +98,7 @@ def remove_leftovers(data_dir):
             leftover.unlink()
 
 
-def download(archive):
+def fetch_archive(archive):
     """Fetch the archive from the first mirror that serves it whole; raises DataError with every mirror's reason.
 
     It gets its name once it is complete and verified; whatever goes wrong before, no partial file stays.
@@ -110,7 +110,7 @@ def download(archive):
             for url in MIRRORS:
                 print(f"Fetching CIFAR-10 ({ARCHIVE_BYTES / 1e6:.0f} MB) from {url}", flush=True)
                 try:
-                    fetch(url, file, may_be_slow=url == MIRRORS[-1])
+                    fetch_from(url, file, may_be_slow=url == MIRRORS[-1])
                     break
                 except Exception as error:  # a server can make urllib raise anything
                     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -129,7 +129,7 @@ def download(archive):
         partial.unlink(missing_ok=True)
 
 
-def fetch(url, file, may_be_slow):
+def fetch_from(url, file, may_be_slow):
     """Copy what a mirror serves into an open file, showing progress; raises OSError or HTTPException unless it is
     the archive, byte for byte, and arrives at a bearable speed."""
     md5, received = hashlib.md5(usedforsecurity=False), 0

@@ -258,12 +258,12 @@ def test_archive_in_the_data_folder_is_enough(folder_with_archive):
 
 
 def test_archive_is_fetched_once_and_split(small_archive, tmp_path, monkeypatch):
-    def download(archive):
+    def fetch_archive(archive):
         fetched.append(archive)
         shutil.copy(small_archive, archive)
 
     fetched = []
-    monkeypatch.setattr(download, "download", download)
+    monkeypatch.setattr(download, "fetch_archive", fetch_archive)
     monkeypatch.setattr(data, "VALIDATION", 10)
     for _ in range(2):
         splits = data.load_splits("cifar10", tmp_path / "new")

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+import data
 import download
 
 ARCHIVE = random.Random(0).randbytes(300_000)
@@ -81,7 +82,7 @@ def mirrors(server, monkeypatch, *paths):
 )
 def test_the_next_mirror_is_used_and_nothing_broken_stays(server, monkeypatch, tmp_path, bad, capsys):
     addresses = mirrors(server, monkeypatch, bad, "/good", "/never")
-    download.download(tmp_path / "archive.tar.gz")
+    download.fetch_archive(tmp_path / "archive.tar.gz")
     assert [path.name for path in tmp_path.iterdir()] == ["archive.tar.gz"]
     assert (tmp_path / "archive.tar.gz").read_bytes() == ARCHIVE
     assert server.asked == [path for path in (bad, "/good") if path != "/dead"]
@@ -91,7 +92,7 @@ def test_the_next_mirror_is_used_and_nothing_broken_stays(server, monkeypatch, t
 
 def test_the_last_mirror_may_be_slow(server, monkeypatch, tmp_path):
     mirrors(server, monkeypatch, "/slow")
-    download.download(tmp_path / "archive.tar.gz")
+    download.fetch_archive(tmp_path / "archive.tar.gz")
     assert (tmp_path / "archive.tar.gz").read_bytes() == ARCHIVE
 
 

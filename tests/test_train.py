@@ -697,7 +697,7 @@ def test_interrupt_at_any_place_is_resumed(call, two_epochs, tmp_path, monkeypat
 
 
 def test_interrupted_download_ends_the_command_quietly(call, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "fetch", interrupted)
+    monkeypatch.setattr(download, "fetch_from", interrupted)
     code, _, err = call(train.main, "--model", "cnn1")
     assert code == 130 and "Traceback" not in err and "same command" in err
     assert not list((tmp_path / "data").iterdir())
