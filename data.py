@@ -13,7 +13,6 @@ and whoever mistypes an option needn't wait for them.
 import command
 
 import io
-import math
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +33,6 @@ VALIDATION, TEST, TOTAL = 5_000, 10_000, 60_000  # images of CIFAR-10; the digit
 
 
 MAX_SHIFT, HIDDEN, GREY = 4, 10, 120  # by --augment: pixels in each direction, side of the square, its colour
-MARGIN = 8  # pixels by which images are continued outwards, as a mirror would, before they are moved or turned
 
 
 class Split(NamedTuple):
@@ -188,72 +186,6 @@ def reflected(positions, size):
     """Positions of less than `size` beyond the ends of [0, size), as a mirror on the first or last one sees them."""
     positions = positions.abs()
     return torch.where(positions < size, positions, 2 * (size - 1) - positions)
-
-
-def changed(images, kind, amount):
-    """Yield images, uint8 [N, 3, 32, 32], as a change leaves them: shifted in each direction, rotated in both senses.
-
-    `amount` is in pixels for "shift" and "blur", in degrees for "rotation", in brightness (0 to 255) for "noise", the
-    share that is lost for "contrast", 100 less the quality for "jpeg". With "none" they are yielded as they are.
-    """
-    if kind == "none":
-        yield images
-    elif kind == "shift":
-        for down, right in ((1, 0), (-1, 0), (0, 1), (0, -1)):
-            yield shifted(images, amount * down, amount * right)
-    elif kind == "rotation":
-        yield rotated(images, amount)
-        yield rotated(images, -amount)
-    else:
-        change = {"noise": noisy, "blur": blurred, "contrast": without_contrast, "jpeg": compressed}
-        yield change[kind](images, amount)
-
-
-def shifted(images, down, right):
-    """Move images, uint8 [N, 3, 32, 32], by up to MARGIN pixels; the edges are padded by reflection."""
-    from torchvision.transforms.v2.functional import crop, pad
-
-    return crop(pad(images, [MARGIN], padding_mode="reflect"), MARGIN - down, MARGIN - right, *images.shape[2:])
-
-
-def rotated(images, degrees):
-    """Turn images, uint8 [N, 3, 32, 32], counter-clockwise about their centre, with bilinear interpolation; what comes
-    in at the corners is padded by reflection (MARGIN is enough for any angle)."""
-    from torchvision.transforms.v2.functional import InterpolationMode, center_crop, pad, rotate
-
-    padded = pad(images, [MARGIN], padding_mode="reflect")
-    return center_crop(rotate(padded, degrees, InterpolationMode.BILINEAR), list(images.shape[2:]))
-
-
-def noisy(images, deviation):
-    """Add Gaussian noise of that standard deviation, in pixel units, the same at every call, to images, uint8."""
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images.device)
-    return (images + deviation * noise).round().clamp(0, 255).to(torch.uint8)
-
-
-def blurred(images, deviation):
-    """Blur images, uint8 [N, 3, H, W], by a Gaussian of that standard deviation in pixels."""
-    from torchvision.transforms.v2.functional import gaussian_blur
-
-    side = 2 * math.ceil(3 * deviation) + 1
-    return gaussian_blur(images, [side, side], [deviation, deviation])
-
-
-def without_contrast(images, share):
-    """Move the pixels of images, uint8 [N, 3, H, W], by that share of the way to their image's mean grey."""
-    from torchvision.transforms.v2.functional import adjust_contrast
-
-    return adjust_contrast(images, 1 - share)
-
-
-def compressed(images, loss):
-    """Compress images, uint8 [N, 3, H, W], as JPEG of the quality 100 - `loss`, and read them again."""
-    pixels = []
-    for image in images.permute(0, 2, 3, 1).cpu().numpy():
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, "jpeg", quality=100 - loss)
-        pixels.append(np.asarray(Image.open(file)))
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(images.device)
 
 
 def examples(split, per_class):

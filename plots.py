@@ -20,28 +20,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, PercentFormatter
 from PIL import Image
 
+import corruptions
 import runs
+from metrics import metric_rows, metric_summary
 
 matplotlib.rcdefaults()  # the same pictures whatever a matplotlibrc says
 matplotlib.rcParams["text.parse_math"] = False  # dollar signs in a name are dollar signs
 
-SOFTMAX_TWICE_FLOOR = np.log(1 + 9 / np.e)  # the cross-entropy of a perfect prediction among ten classes
-TRUE_LOSS_CURVE, OWN_LOSS_CURVE = "softmax twice, true cross-entropy", "softmax twice, its own loss"
 VANISHED = 0.1  # a kernel's share of its first norm, below which it counts for nothing
-SEED_REACH = 2.5  # points from the mean, beyond which a seed's accuracy is marked at the edge
 FEW = 50  # the reliability diagram shows no accuracy of fewer images than this
 # Okabe & Ito's colours, told apart by the colour-blind; dashes and markers tell them apart in grey.
 BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
 LINE_STYLES = list(zip(("o-", "s--", "^-.", "D:", "v-"), (BLUE, ORANGE, GREEN, PURPLE, "black")))
-
-CHANGE_LABELS = {
-    "shift": "shift in pixels",
-    "rotation": "rotation in degrees",
-    "noise": "noise, std. in grey levels",
-    "blur": "blur, std. in pixels",
-    "contrast": "lost share of contrast",
-    "jpeg": "JPEG quality",
-}
 
 
 class PlotError(command.UserError):
@@ -49,23 +39,29 @@ class PlotError(command.UserError):
 
 
 def main(argv=None):
-    parser = command.Parser(description="Redraw the pictures of all runs under a folder from its files.")
-    results = runs.DEFAULT_OUT_DIR["cifar10"]
-    parser.add_argument("folder", type=Path, nargs="?", default=results, help="(default: %(default)s)")
+    redraw(
+        "Redraw the pictures of all runs and comparisons under a folder from its files.",
+        argv,
+        runs.DEFAULT_OUT_DIR["cifar10"],
+        {
+            runs.METRICS: draw_run,
+            runs.COMPARISON: draw_comparison,
+            runs.CALIBRATIONS: draw_calibrations,
+            runs.RECALL: draw_recall,
+            runs.ROBUSTNESS: draw_robustness,
+            runs.CORRUPTED: draw_corrupted,
+        },
+    )
+
+
+def redraw(description, argv, folder, drawers):
+    """The command that draws pictures anew: `drawers`, a dict from a file's name to the function that draws from it,
+    are called with each folder below the given one that holds such a file."""
+    parser = command.Parser(description=description)
+    parser.add_argument("folder", type=Path, nargs="?", default=folder, help="(default: %(default)s)")
     folder = parser.parse_args(argv).folder
     drawn = []
-    for name, draw in (
-        (runs.METRICS, draw_run),
-        (runs.EXAMPLES, draw_examples),
-        (runs.COMPARISON, draw_comparison),
-        (runs.CALIBRATIONS, draw_calibrations),
-        (runs.RECALL, draw_recall),
-        (runs.CURVES, draw_curves),
-        (runs.ROBUSTNESS, draw_robustness),
-        (runs.CHANGED, draw_changed),
-        (runs.SEEDS, draw_seeds),
-        (runs.EFFECTS, draw_effects),
-    ):
+    for name, draw in drawers.items():
         for path in sorted(folder.rglob(name)):
             draw(path.parent)
             drawn.append(command.printable(path))
@@ -193,7 +189,7 @@ def draw_confusion_matrix(folder, metrics, split):
 def draw_metric_table(folder, metrics, split):
     """metrics_<split>.png: the metric table as a picture, the overall figures under it."""
     values = metrics[split]
-    header, *body = runs.metric_rows(values)
+    header, *body = metric_rows(values)
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.axis("off")
@@ -209,7 +205,7 @@ def draw_metric_table(folder, metrics, split):
             cell.get_text().set_fontweight("bold")
         cell.get_text().set_horizontalalignment("left" if column == 0 else "right")
     axes.set_title(f"{run_title(folder)}, epoch {metrics['best_epoch']}: {split} split", fontweight="bold")
-    figure.supxlabel(runs.metric_summary(values), fontsize=9)
+    figure.supxlabel(metric_summary(values), fontsize=9)
     save(figure, folder / runs.METRIC_TABLE.format(split))
 
 
@@ -401,22 +397,6 @@ def mosaic(tiles, grey):
     return tiles.transpose(0, 3, 1, 4, 2).reshape(rows * height, columns * width, 3)
 
 
-def draw_examples(out_dir):
-    """plot_dataset_example.png: a row of training images for every class."""
-    images, classes = runs.read_arrays(Path(out_dir) / runs.EXAMPLES, "images", "classes")
-    picture = mosaic(images, 255)
-    side = len(picture) / len(classes)
-    figure = Figure(figsize=(8, 7), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(picture, interpolation="nearest")
-    axes.set_yticks(np.arange(len(classes)) * side + side / 2, classes)
-    axes.set_xticks([])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    axes.set_title(f"The {len(classes)} classes, {images.shape[1]} training images each")
-    save(figure, (Path(out_dir) / runs.EXAMPLES).with_suffix(".png"))
-
-
 def draw_comparison(out_dir):
     """comparison.png: test accuracy with its interval, and training accuracy, against multiply-adds."""
     names = ("multiply_adds", "train_accuracy", "test_accuracy", "interval_low", "interval_high")
@@ -450,49 +430,6 @@ def draw_comparison(out_dir):
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     save(figure, (Path(out_dir) / runs.COMPARISON).with_suffix(".png"))
-
-
-def draw_curves(out_dir):
-    """curves.png: validation loss and accuracy of all runs by epoch, on common axes."""
-    curves = {}
-    names = ("epoch", "validation_loss", "validation_accuracy")
-    for row in runs.read_rows(Path(out_dir) / runs.CURVES, "curve", numbers=names):
-        values = [row[name] for name in names]
-        curves.setdefault(row["curve"], []).append(values)
-    figure = Figure(figsize=(9, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    styles = {TRUE_LOSS_CURVE: ("--", "0.45"), OWN_LOSS_CURVE: (":", "0.45")}
-    networks = itertools.cycle((line[0], colour) for line, colour in LINE_STYLES[::-1])
-    for name, values in curves.items():
-        epochs, losses, accuracies = np.array(values).T
-        if name in styles:
-            line, colour = styles[name]
-            marker = {}
-        else:
-            (symbol, colour), line = next(networks), "-"
-            marker = {"marker": symbol, "markevery": max(1, len(epochs) // 8), "markersize": 5}
-        left.plot(epochs, losses, line, color=colour, label=name, linewidth=1.4, **marker)
-        if name != OWN_LOSS_CURVE:  # whose accuracy is the other's
-            right.plot(epochs, accuracies, line, color=colour, linewidth=1.4, **marker)
-    left.axhline(SOFTMAX_TWICE_FLOOR, color="0.7", linewidth=1)
-    left.annotate(
-        f"floor of the loss\nwith softmax twice: {SOFTMAX_TWICE_FLOOR:.2f}",
-        (0.98, SOFTMAX_TWICE_FLOOR),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, -3),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-        fontsize=8,
-        color="0.3",
-    )
-    left.set(xlabel="epoch", ylabel="validation loss", ylim=(0, None))
-    right.set(xlabel="epoch", ylabel="validation accuracy")
-    right.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=4, fontsize="small", frameon=False)
-    save(figure, (Path(out_dir) / runs.CURVES).with_suffix(".png"))
 
 
 def draw_recall(out_dir):
@@ -563,13 +500,6 @@ def draw_calibrations(out_dir):
     draw_panels(path, curves, draw, "probability of the predicted class", "share that is right", 3)
 
 
-def change_amount(kind, amount):
-    """How much an image is changed, in words; JPEG's amount is what its quality lacks to 100."""
-    if kind == "jpeg":
-        return f"{100 - amount:g}" if amount else "none"
-    return f"{amount:g}"
-
-
 def draw_robustness(out_dir):
     """robustness.png: test accuracy of each model by the amount of each change of the images."""
     numbers = ("amount", "test_accuracy")
@@ -584,16 +514,16 @@ def draw_robustness(out_dir):
         models = sorted(by_model, key=lambda model: -by_model[model][1][0])
         for model, (line, colour) in zip(models, itertools.cycle(LINE_STYLES)):
             axes.plot(*by_model[model], line, color=colour, markersize=5, label=model)
-        axes.set(xlabel=CHANGE_LABELS.get(kind, kind), ylim=(0, 1))
+        axes.set(xlabel=corruptions.label(kind), ylim=(0, 1))
         amounts = by_model[models[0]][0]
-        axes.set_xticks(amounts, [change_amount(kind, amount) for amount in amounts])
+        axes.set_xticks(amounts, [corruptions.format_amount(kind, amount) for amount in amounts])
 
     draw_panels((Path(out_dir) / runs.ROBUSTNESS).with_suffix(".png"), curves, draw, None, "test accuracy", 2.9)
 
 
-def draw_changed(out_dir):
+def draw_corrupted(out_dir):
     """robustness_examples.png: a test image as each change leaves it, a row for each kind."""
-    images, kinds, amounts = runs.read_arrays(Path(out_dir) / runs.CHANGED, "images", "kinds", "amounts")
+    images, kinds, amounts = runs.read_arrays(Path(out_dir) / runs.CORRUPTED, "images", "kinds", "amounts")
     by_kind = {}
     for image, kind, amount in zip(images[1:], kinds[1:], amounts[1:]):
         by_kind.setdefault(str(kind), [(images[0], 0.0)]).append((image, amount))
@@ -606,85 +536,13 @@ def draw_changed(out_dir):
         for column, (image, amount) in enumerate(versions):
             top, left = row * down + 7, column * across + 3
             picture[top : top + 32, left : left + 32] = image.transpose(1, 2, 0)
-            write(axes, left + 15.5, top - 1, change_amount(kind, amount), va="bottom", fontsize=9)
+            write(axes, left + 15.5, top - 1, corruptions.format_amount(kind, amount), va="bottom", fontsize=9)
     axes.imshow(picture, interpolation="nearest")
-    axes.set_yticks(np.arange(len(by_kind)) * down + 23, [CHANGE_LABELS.get(kind, kind) for kind in by_kind])
+    axes.set_yticks(np.arange(len(by_kind)) * down + 23, [corruptions.label(kind) for kind in by_kind])
     axes.set_xticks([])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    save(figure, (Path(out_dir) / runs.CHANGED).with_suffix(".png"))
-
-
-def draw_effects(out_dir):
-    """effects.png: how the validation accuracy of an experiment's rows differs from another's, with intervals."""
-    names = ("difference", "low", "high")
-    rows = runs.read_rows(Path(out_dir) / runs.EFFECTS, "row", "against", numbers=("seeds", *names))
-    difference, low, high = (np.array([100 * row[name] for row in rows]) for name in names)
-    positions = np.arange(len(rows))
-    figure = Figure(figsize=(8, 1 + 0.4 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    axes.axvline(0, color="black", linewidth=1)
-    chance = (low < 0) & (high > 0)
-    for title, chosen, colour, fill in (
-        ("interval excludes 0", ~chance, BLUE, "full"),
-        ("interval includes 0", chance, "0.45", "none"),
-    ):
-        margins = [(difference - low)[chosen], (high - difference)[chosen]]
-        style = {"fmt": "o", "color": colour, "fillstyle": fill, "capsize": 3, "label": title}
-        if chosen.any():
-            axes.errorbar(difference[chosen], positions[chosen], xerr=margins, **style)
-    against = {row["against"] for row in rows}
-    only = against.pop() if len(against) == 1 else None
-    labels = [row["row"] if only else f"{row['against']} → {row['row']}" for row in rows]
-    axes.set_yticks(positions, [label.replace("_", " ") for label in labels])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    seeds = [f"{row['seeds']:g} seed{'s' if row['seeds'] > 1 else ''}" for row in rows]
-    axes.secondary_yaxis("right").set_yticks(positions, seeds)
-    than = f"minus that of '{only.replace('_', ' ')}'" if only else "minus that of the row on the left of the arrow"
-    axes.set(xlabel=f"validation accuracy {than},\nin percentage points, with 95% interval over seeds")
-    axes.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
-    save(figure, (Path(out_dir) / runs.EFFECTS).with_suffix(".png"))
-
-
-def draw_seeds(out_dir):
-    """seeds.png: test accuracy, best epoch and gap between validation and test of each seed, seed 0 marked."""
-    by_run = {}
-    names = ("seed", "best_epoch", "validation_accuracy", "test_accuracy")
-    for row in runs.read_rows(Path(out_dir) / runs.SEEDS, "run", numbers=names):
-        seed, epoch, validation, test = (row[name] for name in names)
-        by_run.setdefault(row["run"], []).append((seed, 100 * test, epoch, 100 * (validation - test)))
-    by_run = {name: np.array(values) for name, values in by_run.items() if len(values) > 1}
-    titles = ("test accuracy minus\nits mean, in points", "best epoch", "validation minus test\naccuracy, in points")
-    figure = Figure(figsize=(9, 1.6 + 0.5 * len(by_run)), layout="constrained")
-    panels = figure.subplots(1, 3, sharey=True)
-    for position, of_run in enumerate(by_run.values()):
-        seeds, of_run = of_run[:, 0], of_run[:, 1:] - [of_run[:, 1].mean(), 0, 0]
-        for axes, values in zip(panels, of_run.T):
-            spread = {"xerr": values.std(ddof=1), "fmt": "|", "color": "0.45", "capsize": 4, "ms": 16}
-            axes.errorbar(values.mean(), position, **spread, label="mean, standard deviation")
-            axes.plot(values, np.full(len(values), position), "o", color=BLUE, label="a seed")
-            style = {"color": ORANGE, "fillstyle": "none", "markersize": 10, "label": "seed 0"}
-            axes.plot(values[seeds == 0], [position] * sum(seeds == 0), "s", **style)
-        for value in of_run[:, 0]:
-            if abs(value) > SEED_REACH:  # the others would be one dot if the axis went so far
-                edge = np.copysign(0.92 * SEED_REACH, value)
-                panels[0].plot(edge, position, "<" if edge < 0 else ">", color=BLUE)
-                text = f"{value:+.1f}".replace("-", "−")
-                style = {"ha": "left" if edge < 0 else "right", "fontsize": 8}
-                panels[0].annotate(text, (edge, position), (0, 7), textcoords="offset points", **style)
-    panels[0].set_xlim(-SEED_REACH, SEED_REACH)
-    tests = {name: of_run[:, 1] for name, of_run in by_run.items()}
-    labels = [f"{name}, {len(each)} seeds\n{each.mean():.1f} ± {each.std(ddof=1):.1f}%" for name, each in tests.items()]
-    panels[0].set_yticks(range(len(by_run)), labels)
-    panels[0].set_ylim(len(by_run) - 0.4, -0.6)
-    for axes, title in zip(panels, titles):
-        axes.set_xlabel(title)
-        axes.grid(axis="x", alpha=0.3)
-    handles, labels = axes.get_legend_handles_labels()
-    legend = dict(zip(labels, handles))
-    figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=3, fontsize="small", frameon=False)
-    save(figure, (Path(out_dir) / runs.SEEDS).with_suffix(".png"))
+    save(figure, (Path(out_dir) / runs.CORRUPTED).with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from metrics import METRIC_KEYS
 from recipe import Recipe
 
 DEFAULT_OUT_DIR = {"cifar10": Path("outs/exercise_04"), "digits": Path("outs/digits")}
@@ -26,9 +27,6 @@ LAST = "last.pt"
 HISTORY = "history.csv"
 METRICS = "metrics.json"
 PREDICTIONS = "predictions_test.npz"
-TRUE_LOSS = "true_loss.csv"  # of a network that is trained on another loss
-LAST_EPOCH = "last_epoch.csv"  # how good the last epoch is on the test split
-NOISE = "noise.csv"  # how good the best epoch is on the validation split with noise added
 LOSS_PLOT = "loss_plot.png"
 CONFUSION_MATRIX = "confusion_matrix_{}.png"
 METRIC_TABLE = "metrics_{}.png"
@@ -38,33 +36,13 @@ RANDOM = "random_predictions.npz"
 FILTERS = "filters.npz"
 INSIDE = "inside.npz"
 SHOWN = (MISTAKES, RANDOM, FILTERS, INSIDE)
-# The files of the folder that holds the runs.
-EXAMPLES = "plot_dataset_example.npz"
 COMPARISON = "comparison.csv"
 CALIBRATIONS = "calibrations.csv"
 RECALL = "recall.csv"
-CURVES = "curves.csv"
 ROBUSTNESS = "robustness.csv"
-CHANGED = "robustness_examples.npz"
-SEEDS = "seeds.csv"
-# The files of a comparison of rows with several seeds.
-RUNS = "runs.csv"
-EFFECTS = "effects.csv"
+CORRUPTED = "robustness_examples.npz"
 
 SPLITS = ("train", "validation", "test")
-METRIC_KEYS = {
-    "samples",
-    "loss",
-    "accuracy",
-    "accuracy_interval",
-    "balanced_accuracy",
-    "expected_calibration_error",
-    "calibration_bins",
-    "macro",
-    "per_class",
-    "confusion_matrix",
-}
-METRIC_COLUMNS = ("precision", "recall", "f1", "specificity")
 
 FORMAT_VERSION = 1
 FORMER_SETTING = ("cutout", 0)  # that there is no more, where it was off
@@ -135,7 +113,7 @@ def claim_folder(folder):
 
 def remove_leftovers(folder):
     """Remove what a process left that was killed while it wrote a file of a run."""
-    names = (*pictures_of_a_run(), BEST, LAST, HISTORY, METRICS, PREDICTIONS, TRUE_LOSS, LAST_EPOCH, NOISE, *SHOWN)
+    names = (*pictures_of_a_run(), BEST, LAST, HISTORY, METRICS, PREDICTIONS, *SHOWN)
     for leftover in folder.glob(".*.tmp"):
         name, _, process = leftover.name[1:-4].rpartition(".")
         if name in names and process.isdigit():
@@ -144,9 +122,8 @@ def remove_leftovers(folder):
 
 
 def remove_former_run(folder):
-    """Remove what belongs to the run that this one replaces, but for the files that are about to be replaced, and
-    TRUE_LOSS, which is the new one's where there is one."""
-    for name in (*pictures_of_a_run(), PREDICTIONS, *SHOWN, LAST, LAST_EPOCH, NOISE):
+    """Remove what belongs to the run that this one replaces, but for the files that are about to be replaced."""
+    for name in (*pictures_of_a_run(), PREDICTIONS, *SHOWN, LAST):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -231,24 +208,6 @@ def read_blocks(path):
     """The arrays block_1, block_2, ... of an .npz file, as a list."""
     (count,) = read_arrays(path, "blocks")
     return read_arrays(path, *(f"block_{number}" for number in range(1, int(count) + 1)))
-
-
-def metric_rows(metrics):
-    """The metric table of one split as rows of strings: a header, every class, the macro average."""
-    rows = [["class", "precision", "recall", "F1", "specificity", "images"]]
-    for label, values in [*metrics["per_class"].items(), ("macro average", metrics["macro"])]:
-        support = values.get("support", metrics["samples"])
-        rows.append([label, *(f"{values[column]:.2%}" for column in METRIC_COLUMNS), f"{support:,}"])
-    return rows
-
-
-def metric_summary(metrics):
-    """The overall figures of one split as a line of text."""
-    low, high = metrics["accuracy_interval"]
-    return (
-        f"accuracy {metrics['accuracy']:.2%} (95% interval {low:.2%} to {high:.2%}), "
-        f"balanced accuracy {metrics['balanced_accuracy']:.2%}, loss {metrics['loss']:.4f}"
-    )
 
 
 def save_checkpoint(path, checkpoint):

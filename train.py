@@ -27,6 +27,7 @@ import evaluate
 import models
 import optimizers
 import runs
+from metrics import mean_loss_and_accuracy
 from recipe import WARM_UP, Recipe, add_options, given_settings
 
 CHECK_EVERY = 50  # steps between two looks at whether the loss is still finite: each makes a GPU wait
@@ -120,9 +121,7 @@ def train(model, splits, recipe: Recipe, folder, about, saved=None, observe=None
             model, forward, optimizer, splits["train"], recipe, epoch, autocast, image_losses
         )
         images_per_second = images / (time.perf_counter() - start)
-        validation_loss, validation_accuracy = evaluate.mean_loss_and_accuracy(
-            evaluate.infer(model, splits["validation"])
-        )
+        validation_loss, validation_accuracy = mean_loss_and_accuracy(evaluate.infer(model, splits["validation"]))
         if not math.isfinite(validation_loss):
             raise NotFinite(f"the validation loss is {validation_loss} after epoch {epoch}; {ADVICE}")
         row = {

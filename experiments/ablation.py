@@ -18,7 +18,7 @@ from torch import nn
 
 import models
 import train
-from experiments import Row, compare_rows
+from experiments.common import Variant, compare_variants
 from recipe import Recipe, given_settings
 
 # The command that makes outs/exercise_04/vgg_improved.
@@ -28,7 +28,7 @@ COMMAND = (
 )
 
 
-class Unwhitened(models.FastVGG):
+class WithoutWhitening(models.FastVGG):
     """FastVGG whose first layer starts at random and is trained like the others."""
 
     def __init__(self):
@@ -39,7 +39,7 @@ class Unwhitened(models.FastVGG):
         models.Network.adapt(self, images)
 
 
-class Undirected(models.FastVGG):
+class WithoutIdentities(models.FastVGG):
     """FastVGG whose convolutions but the first start at random, as PyTorch's do."""
 
     def __init__(self):
@@ -50,12 +50,12 @@ class Undirected(models.FastVGG):
 
 
 IMPROVED = Recipe(**given_settings(train.parse_arguments(COMMAND.split())))
-ROWS = {"all_parts": Row("vgg_fast", IMPROVED)} | {
-    name: Row(network, dataclasses.replace(IMPROVED, **changes), "all_parts", variant)
+VARIANTS = {"all_parts": Variant("vgg_fast", IMPROVED)} | {
+    name: Variant(network, dataclasses.replace(IMPROVED, **changes), "all_parts", variant)
     for name, network, changes, variant in (
         ("vgg_by_this_recipe", "vgg", {}, None),
-        ("without_whitening", "vgg_fast", {}, Unwhitened),
-        ("without_identity_initialisation", "vgg_fast", {}, Undirected),
+        ("without_whitening", "vgg_fast", {}, WithoutWhitening),
+        ("without_identity_initialisation", "vgg_fast", {}, WithoutIdentities),
         ("without_augmentation", "vgg_fast", {"augment": False}, None),
         ("without_label_smoothing", "vgg_fast", {"label_smoothing": 0.0}, None),
         ("without_skipping_easy_images", "vgg_fast", {"skip_easy": 0.0}, None),
@@ -63,8 +63,8 @@ ROWS = {"all_parts": Row("vgg_fast", IMPROVED)} | {
         ("adamw_instead_of_muon", "vgg_fast", {"optimizer": "adamw", "learning_rate": 1e-3}, None),
     )
 }
-ROWS |= {
-    f"{name}_{rate}": Row("vgg_fast", dataclasses.replace(ROWS[name].recipe, learning_rate=float(rate)))
+VARIANTS |= {
+    f"{name}_{rate}": Variant("vgg_fast", dataclasses.replace(VARIANTS[name].recipe, learning_rate=float(rate)))
     for name, rates in (
         ("constant_learning_rate", ("0.015", "0.03", "0.12")),
         ("adamw_instead_of_muon", ("5e-4", "2e-3", "5e-3")),
@@ -74,7 +74,7 @@ ROWS |= {
 
 
 def main(argv=None):
-    compare_rows(argv, "Train the improved recipe without one of its parts.", "outs/ablation", ROWS, epochs=6)
+    compare_variants(argv, "Train the improved recipe without one of its parts.", "outs/ablation", VARIANTS, epochs=6)
 
 
 if __name__ == "__main__":

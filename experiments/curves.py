@@ -14,8 +14,8 @@ import command
 import sys
 from pathlib import Path
 
-import plots
 import runs
+from experiments import CURVES, TRUE_LOSS, pictures
 
 
 def main(argv=None):
@@ -27,13 +27,13 @@ def main(argv=None):
     for row in runs.read_rows(arguments.folder / runs.COMPARISON, "model"):
         rows += rows_of(row["model"], runs.read_history(arguments.folder / row["model"]))
     twice = runs.read_history(arguments.twice)
-    true = [float(row["validation_loss"]) for row in runs.read_rows(arguments.twice / runs.TRUE_LOSS)]
+    true = [float(row["validation_loss"]) for row in runs.read_rows(arguments.twice / TRUE_LOSS)]
     if len(true) != len(twice["epoch"]):
-        raise runs.ResultsError(f"{arguments.twice / runs.TRUE_LOSS} is of other epochs than {runs.HISTORY} beside it")
-    rows += rows_of(plots.TRUE_LOSS_CURVE, twice | {"validation_loss": true})
-    rows += rows_of(plots.OWN_LOSS_CURVE, twice)
-    runs.write_atomically(arguments.folder / runs.CURVES, runs.csv_bytes(rows))
-    plots.draw_curves(arguments.folder)
+        raise runs.ResultsError(f"{arguments.twice / TRUE_LOSS} is of other epochs than {runs.HISTORY} beside it")
+    rows += rows_of(pictures.TRUE_LOSS_CURVE, twice | {"validation_loss": true})
+    rows += rows_of(pictures.OWN_LOSS_CURVE, twice)
+    runs.write_atomically(arguments.folder / CURVES, runs.csv_bytes(rows))
+    pictures.draw_curves(arguments.folder)
 
 
 def rows_of(name, history):

@@ -12,9 +12,9 @@ import command
 import sys
 
 import data
-import plots
 import runs
-from experiments import make_parser, parse_arguments
+from experiments import EXAMPLES, pictures
+from experiments.common import make_parser, parse_arguments
 
 
 def main(argv=None):
@@ -23,11 +23,11 @@ def main(argv=None):
     split = data.load_splits(arguments.dataset, arguments.data_dir, ["train"])["train"]
     runs.make_folder(arguments.folder)
     runs.write_arrays(
-        arguments.folder / runs.EXAMPLES,
+        arguments.folder / EXAMPLES,
         images=data.examples(split, per_class=10).numpy(),
         classes=data.CLASSES[arguments.dataset],
     )
-    plots.draw_examples(arguments.folder)
+    pictures.draw_examples(arguments.folder)
 
 
 if __name__ == "__main__":

@@ -11,18 +11,18 @@ import command
 
 import sys
 
-from experiments import Row, compare_rows
+from experiments.common import Variant, compare_variants
 from recipe import Recipe
 
-ROWS = {
-    f"{name}_{rate}": Row(name, Recipe(learning_rate=float(rate)), None if rate == "1e-4" else f"{name}_1e-4")
+VARIANTS = {
+    f"{name}_{rate}": Variant(name, Recipe(learning_rate=float(rate)), None if rate == "1e-4" else f"{name}_1e-4")
     for name in ("dense", "cnn2")
     for rate in ("1e-4", "3e-4", "1e-3")
 }
 
 
 def main(argv=None):
-    compare_rows(argv, "Train dense and cnn2 with several learning rates.", "outs/learning_rates", ROWS, epochs=20)
+    compare_variants(argv, "Train with several learning rates.", "outs/learning_rates", VARIANTS, epochs=20)
 
 
 if __name__ == "__main__":

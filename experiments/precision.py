@@ -11,17 +11,17 @@ import command
 
 import sys
 
-from experiments import Row, compare_rows
+from experiments.common import Variant, compare_variants
 from recipe import Recipe
 
-ROWS = {
-    "fp32": Row("cnn2", Recipe(), precision="fp32"),
-    "bf16": Row("cnn2", Recipe(), "fp32", precision="bf16"),
+VARIANTS = {
+    "fp32": Variant("cnn2", Recipe(), precision="fp32"),
+    "bf16": Variant("cnn2", Recipe(), "fp32", precision="bf16"),
 }
 
 
 def main(argv=None):
-    compare_rows(argv, "Train cnn2 in bf16 and in fp32.", "outs/precision", ROWS, epochs=20)
+    compare_variants(argv, "Train cnn2 in bf16 and in fp32.", "outs/precision", VARIANTS, epochs=20)
 
 
 if __name__ == "__main__":

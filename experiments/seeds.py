@@ -20,10 +20,11 @@ from pathlib import Path
 import data
 import evaluate
 import models
-import plots
 import runs
-from experiments import (
-    Row,
+from experiments import LAST_EPOCH, SEEDS, pictures
+from experiments.ablation import IMPROVED
+from experiments.common import (
+    Variant,
     check_recipe,
     evaluate_run,
     folders_of_seeds,
@@ -32,42 +33,42 @@ from experiments import (
     parse_arguments,
     train_or_resume,
 )
-from experiments.ablation import IMPROVED
 from experiments.softmax_twice import SoftmaxTwice
+from metrics import mean_loss_and_accuracy
 from recipe import LIMITS, Recipe
 
-ROWS = {
-    **{name: Row(name, Recipe()) for name in ("dense", "cnn1", "cnn2", "vgg")},
-    "softmax_twice": Row("cnn2", Recipe(), network=SoftmaxTwice),
-    "vgg_improved": Row("vgg_fast", IMPROVED),
+VARIANTS = {
+    **{name: Variant(name, Recipe()) for name in ("dense", "cnn1", "cnn2", "vgg")},
+    "softmax_twice": Variant("cnn2", Recipe(), network=SoftmaxTwice),
+    "vgg_improved": Variant("vgg_fast", IMPROVED),
 }
-COMMITTED = {run: runs.DEFAULT_OUT_DIR["cifar10"] / run for run in ROWS}  # where the run of seed 0 is
+COMMITTED = {run: runs.DEFAULT_OUT_DIR["cifar10"] / run for run in VARIANTS}  # where the run of seed 0 is
 COMMITTED["softmax_twice"] = Path("outs/softmax_twice")
-ROWS["vgg_improved_longer"] = Row("vgg_fast", dataclasses.replace(IMPROVED, epochs=40))
+VARIANTS["vgg_improved_longer"] = Variant("vgg_fast", dataclasses.replace(IMPROVED, epochs=40))
 
 
 def main(argv=None):
     parser = make_parser("Train networks with several seeds.", "outs/seeds")
-    parser.add_argument("runs", nargs="*", metavar="RUN", help=f"(default: all of {' '.join(ROWS)})")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help=f"(default: all of {' '.join(VARIANTS)})")
     parser.add_argument("--seeds", type=command.number(int, 1, 100), default=5, help="how many (default: %(default)s)")
     parser.add_argument("--epochs", type=command.number(*LIMITS["epochs"]), help="(default: those of each recipe)")
     arguments = parse_arguments(parser, argv)
-    if unknown := set(arguments.runs) - ROWS.keys():
+    if unknown := set(arguments.runs) - VARIANTS.keys():
         raise command.UsageError(f"no such run: {', '.join(unknown)}")
-    epochs = {run: arguments.epochs or row.recipe.epochs for run, row in ROWS.items()}
+    epochs = {run: arguments.epochs or variant.recipe.epochs for run, variant in VARIANTS.items()}
     summary(arguments, epochs)  # refuses a mixture before anything is trained
     for seed in range(arguments.seeds):
-        for run in arguments.runs or ROWS:
-            row, folder = ROWS[run], arguments.folder / run / str(seed)
-            recipe = dataclasses.replace(row.recipe, seed=seed, epochs=epochs[run])
+        for run in arguments.runs or VARIANTS:
+            variant, folder = VARIANTS[run], arguments.folder / run / str(seed)
+            recipe = dataclasses.replace(variant.recipe, seed=seed, epochs=epochs[run])
             if seed == 0 and is_committed(run, recipe, arguments.dataset):
                 continue
             if not (folder / runs.METRICS).exists():
-                train_or_resume(folder, row.name, recipe, arguments, row.network)
-                note_last_epoch(folder, arguments)
+                train_or_resume(folder, variant.name, recipe, arguments, variant.network)
+                write_last_epoch(folder, arguments)
                 evaluate_run(folder, arguments)
-    runs.write_atomically(arguments.folder / runs.SEEDS, runs.csv_bytes(summary(arguments, epochs)))
-    plots.draw_seeds(arguments.folder)
+    runs.write_atomically(arguments.folder / SEEDS, runs.csv_bytes(summary(arguments, epochs)))
+    pictures.draw_seeds(arguments.folder)
 
 
 def is_committed(run, recipe, dataset):
@@ -77,25 +78,25 @@ def is_committed(run, recipe, dataset):
     return False
 
 
-def note_last_epoch(folder, arguments):
+def write_last_epoch(folder, arguments):
     """Write how good the last epoch is on the test split, to be compared with the best one."""
     model, checkpoint = models.load_model(folder / runs.LAST)
     test = data.load_splits(arguments.dataset, arguments.data_dir, ("test",))["test"]
-    _, accuracy = evaluate.mean_loss_and_accuracy(evaluate.infer(model, test))
+    _, accuracy = mean_loss_and_accuracy(evaluate.infer(model, test))
     rows = [{"epoch": checkpoint["epoch"], "test_accuracy": accuracy}]
-    runs.write_atomically(folder / runs.LAST_EPOCH, runs.csv_bytes(rows))
+    runs.write_atomically(folder / LAST_EPOCH, runs.csv_bytes(rows))
 
 
 def summary(arguments, epochs):
     """A row for each run and seed that is there, as dicts. Raises UsageError where one is of another recipe."""
     rows = []
-    for run in ROWS:
-        recipe = dataclasses.replace(ROWS[run].recipe, epochs=epochs[run])
+    for run in VARIANTS:
+        recipe = dataclasses.replace(VARIANTS[run].recipe, epochs=epochs[run])
         committed = COMMITTED[run] if is_committed(run, recipe, arguments.dataset) else None
         for seed, path in folders_of_seeds(arguments.folder / run, runs.METRICS, committed).items():
             metrics, history = runs.read_metrics(path), runs.read_history(path)
             check_recipe(path, metrics, dataclasses.replace(recipe, seed=seed), arguments.dataset)
-            last = runs.read_rows(path / runs.LAST_EPOCH) if (path / runs.LAST_EPOCH).exists() else []
+            last = runs.read_rows(path / LAST_EPOCH) if (path / LAST_EPOCH).exists() else []
             rows.append(
                 {
                     "run": run,

@@ -19,7 +19,9 @@ import data
 import evaluate
 import models
 import runs
-from experiments import evaluate_run, make_parser, parse_arguments, train_or_resume
+from experiments import TRUE_LOSS
+from experiments.common import evaluate_run, make_parser, parse_arguments, train_or_resume
+from metrics import mean_loss_and_accuracy
 from recipe import LIMITS, Recipe
 
 
@@ -36,17 +38,17 @@ def main(argv=None):
     arguments = parse_arguments(parser, argv)
     validation = data.load_splits(arguments.dataset, arguments.data_dir, ["validation"])["validation"]
 
-    def note_true_loss(model, epoch):
+    def write_true_loss(model, epoch):
         network = models.build("cnn2")
         network.load_state_dict(model.state_dict())
-        loss, _ = evaluate.mean_loss_and_accuracy(evaluate.infer(network, validation))
-        path = arguments.folder / runs.TRUE_LOSS
+        loss, _ = mean_loss_and_accuracy(evaluate.infer(network, validation))
+        path = arguments.folder / TRUE_LOSS
         former = runs.read_rows(path) if epoch > 1 else []
         rows = [row for row in former if int(row["epoch"]) < epoch] + [{"epoch": epoch, "validation_loss": loss}]
         runs.write_atomically(path, runs.csv_bytes(rows))
 
     recipe = Recipe(epochs=arguments.epochs)
-    train_or_resume(arguments.folder, "cnn2", recipe, arguments, SoftmaxTwice, observe=note_true_loss)
+    train_or_resume(arguments.folder, "cnn2", recipe, arguments, SoftmaxTwice, observe=write_true_loss)
     evaluate_run(arguments.folder, arguments)
 
 

@@ -22,9 +22,11 @@ import torch
 import evaluate
 import models
 import runs
-from experiments import effects, folders_of_seeds
-from experiments.ablation import ROWS
+from experiments import EFFECTS, RUNS, SEEDS
+from experiments.ablation import VARIANTS
+from experiments.common import effects, folders_of_seeds
 from experiments.seeds import COMMITTED
+from metrics import METRIC_COLUMNS, metric_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTS = ROOT / "outs"
@@ -138,7 +140,7 @@ def rows_by(column, path):
 
 def seed_rows():
     """The rows of seeds.csv by run, the committed seed 0 first."""
-    return rows_by("run", OUTS / "seeds" / runs.SEEDS)
+    return rows_by("run", OUTS / "seeds" / SEEDS)
 
 
 def steps_over_seeds():
@@ -182,13 +184,13 @@ def splits_of_cnn2():
     for name in runs.SPLITS:
         values = metrics[name]
         cells = [name, share(values["accuracy"]), share(values["balanced_accuracy"])]
-        cells += [share(values["macro"][column]) for column in runs.METRIC_COLUMNS]
+        cells += [share(values["macro"][column]) for column in METRIC_COLUMNS]
         rows.append([*cells, f"{values['loss']:.4f}"])
     return [["split", "accuracy", "balanced accuracy", "precision", "recall", "F1", "specificity", "loss"], *rows]
 
 
 def classes_of_cnn2():
-    return runs.metric_rows(metrics_of("cnn2")["test"])
+    return metric_rows(metrics_of("cnn2")["test"])
 
 
 def fitting():
@@ -346,10 +348,10 @@ def search():
 def compared(experiment, titles, costs=False):
     """The rows of an experiment: those of `titles`, a dict by row; with what each costs, if so wished."""
     folder = OUTS / experiment
-    by_row = rows_by("row", folder / runs.RUNS)
+    by_row = rows_by("variant", folder / RUNS)
     differences = {
-        row["row"]: in_points(*(float(row[name]) for name in ("difference", "low", "high")))
-        for row in runs.read_rows(folder / runs.EFFECTS)
+        row["variant"]: in_points(*(float(row[name]) for name in ("difference", "low", "high")))
+        for row in runs.read_rows(folder / EFFECTS)
     }
     table = [["", "seeds", "validation accuracy, mean ± std, %", "difference in points (95% interval)"]]
     table[0] += ["with noise, %", "PFLOP", "minutes"] if costs else []
@@ -380,7 +382,7 @@ def vgg_apart():
 
 def ablation():
     def rate(row):
-        return ROWS[row].recipe.learning_rate
+        return VARIANTS[row].recipe.learning_rate
 
     return compared(
         "ablation",

@@ -14,7 +14,7 @@ import sys
 from torch import nn
 
 import models
-from experiments import Row, compare_rows
+from experiments.common import Variant, compare_variants
 from recipe import Recipe
 
 
@@ -55,18 +55,18 @@ class Normalised(Step):
     dropout = 0.0
 
 
-ROWS = {
-    "cnn2": Row("cnn2", Recipe()),
-    "wider": Row("vgg", Recipe(), "cnn2", Wider),
-    "third_block": Row("vgg", Recipe(), "wider", ThirdBlock),
-    "two_convolutions": Row("vgg", Recipe(), "third_block", TwoConvolutions),
-    "batch_normalisation": Row("vgg", Recipe(), "two_convolutions", Normalised),
-    "dropout": Row("vgg", Recipe(), "batch_normalisation"),
+VARIANTS = {
+    "cnn2": Variant("cnn2", Recipe()),
+    "wider": Variant("vgg", Recipe(), "cnn2", Wider),
+    "third_block": Variant("vgg", Recipe(), "wider", ThirdBlock),
+    "two_convolutions": Variant("vgg", Recipe(), "third_block", TwoConvolutions),
+    "batch_normalisation": Variant("vgg", Recipe(), "two_convolutions", Normalised),
+    "dropout": Variant("vgg", Recipe(), "batch_normalisation"),
 }
 
 
 def main(argv=None):
-    compare_rows(argv, "Train the steps from cnn2 to vgg.", "outs/vgg_apart", ROWS, epochs=20)
+    compare_variants(argv, "Train the steps from cnn2 to vgg.", "outs/vgg_apart", VARIANTS, epochs=20)
 
 
 if __name__ == "__main__":

@@ -130,33 +130,6 @@ def test_each_image_is_mirrored_in_every_other_epoch(monkeypatch):
     assert 16 < mirrored[0].sum() < 48, "half of them in one epoch, half in the next"
 
 
-def test_images_are_moved_and_turned_with_their_edges_mirrored():
-    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
-    padded = np.pad(images, [(0, 0), (0, 0), (8, 8), (8, 8)], mode="reflect")
-    assert np.array_equal(data.shifted(images, 3, -5), padded[:, :, 5:37, 13:45]), "3 down, 5 to the left"
-    assert np.array_equal(data.shifted(images, 3, 0)[:, :, 3:], images[:, :, :-3])
-    assert torch.equal(data.shifted(images, 0, 0), images) and torch.equal(data.rotated(images, 0), images)
-    assert np.array_equal(data.rotated(images, 90), np.rot90(images, axes=(2, 3))), "counter-clockwise"
-    white = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
-    assert all(torch.equal(data.rotated(white, angle), white) for angle in (30, 45, -60)), "no black corners"
-
-
-def test_images_are_corrupted_as_told():
-    images = torch.full((40, 3, 32, 32), 100, dtype=torch.uint8)
-    images[:, :, :, 16:] = 140
-    change = {kind: next(data.changed(images, kind, 20)) for kind in ("noise", "jpeg")}
-    assert (change["noise"].float() - images).std().item() == pytest.approx(20, rel=0.02)
-    assert torch.equal(change["noise"], next(data.changed(images, "noise", 20))), "the same at every call"
-    assert (change["jpeg"].float() - images).abs().max() < 12
-    noise = torch.randint(0, 256, images.shape, dtype=torch.uint8)
-    errors = [(next(data.changed(noise, "jpeg", loss)).float() - noise).abs().mean() for loss in (20, 80)]
-    assert errors[0] < errors[1]
-    blurred = next(data.changed(images, "blur", 2.0)).float()
-    assert torch.equal(blurred[..., 0], images[..., 0].float()) and 110 < blurred[0, 0, 5, 15] < 120
-    flat = next(data.changed(images, "contrast", 0.75))
-    assert flat.unique().tolist() == pytest.approx([115, 125], abs=1), "a quarter of the distance from the mean, 120"
-
-
 def picture_of(tmp_path, image, name="picture.png", **options):
     image.save(tmp_path / name, **options)
     picture = data.read_picture(tmp_path / name)

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 import torch
 
+import corruptions
 import data
 import evaluate
-import experiments
 import models
 import runs
 import train
 from experiments import (
+    NOISE,
     ablation,
+    common,
     curves,
     dataset_example,
     learning_rates,
@@ -29,6 +31,7 @@ from experiments import (
     throughput,
     vgg_apart,
 )
+from metrics import mean_loss_and_accuracy
 
 DIGITS = ["--dataset", "digits", "--folder", "folder"]
 
@@ -46,7 +49,7 @@ def test_softmax_twice_trains_on_probabilities_and_is_measured_as_the_network_it
     metrics = json.loads((tmp_path / "folder/metrics.json").read_text())
     (row,) = runs.read_rows("folder/true_loss.csv")
     assert float(row["validation_loss"]) == pytest.approx(metrics["validation"]["loss"], abs=1e-6)
-    assert metrics["test"]["loss"] == pytest.approx(evaluate.mean_loss_and_accuracy(test)[0], abs=1e-6)
+    assert metrics["test"]["loss"] == pytest.approx(mean_loss_and_accuracy(test)[0], abs=1e-6)
     with np.load("folder/predictions_test.npz") as saved:
         assert np.array_equal(saved["probabilities"], test.probabilities())
 
@@ -85,9 +88,9 @@ def test_curves_are_those_of_the_histories(call, tmp_path, few_digits):
 def test_each_row_of_the_ablation_leaves_out_what_it_says():
     settings = dataclasses.asdict(ablation.IMPROVED)
     changed = {
-        name: {setting for setting, value in dataclasses.asdict(row.recipe).items() if value != settings[setting]}
-        for name, row in ablation.ROWS.items()
-        if row.against or name == "all_parts"
+        name: {setting for setting, value in dataclasses.asdict(variant.recipe).items() if value != settings[setting]}
+        for name, variant in ablation.VARIANTS.items()
+        if variant.baseline or name == "all_parts"
     }
     assert {name: changes for name, changes in changed.items() if changes} == {
         "without_augmentation": {"augment"},
@@ -96,33 +99,33 @@ def test_each_row_of_the_ablation_leaves_out_what_it_says():
         "constant_learning_rate": {"schedule", "learning_rate"},
         "adamw_instead_of_muon": {"optimizer", "learning_rate"},
     }
-    for name, row in ablation.ROWS.items():
+    for name, variant in ablation.VARIANTS.items():
         if name not in changed:  # another learning rate of a row
-            other = ablation.ROWS[name.rpartition("_")[0]].recipe
-            assert row.recipe == dataclasses.replace(other, learning_rate=float(name.rpartition("_")[2])) != other
-    networks = {name: (row.name, row.network) for name, row in ablation.ROWS.items()}
+            other = ablation.VARIANTS[name.rpartition("_")[0]].recipe
+            assert variant.recipe == dataclasses.replace(other, learning_rate=float(name.rpartition("_")[2])) != other
+    networks = {name: (variant.name, variant.network) for name, variant in ablation.VARIANTS.items()}
     assert {name: network for name, network in networks.items() if network != ("vgg_fast", None)} == {
         "vgg_by_this_recipe": ("vgg", None),
-        "without_whitening": ("vgg_fast", ablation.Unwhitened),
-        "without_identity_initialisation": ("vgg_fast", ablation.Undirected),
+        "without_whitening": ("vgg_fast", ablation.WithoutWhitening),
+        "without_identity_initialisation": ("vgg_fast", ablation.WithoutIdentities),
     }
-    whitened, trained = models.build("vgg_fast"), models.build(ablation.Unwhitened)
+    whitened, trained = models.build("vgg_fast"), models.build(ablation.WithoutWhitening)
     assert trained.layers[0].weight.requires_grad and not whitened.layers[0].weight.requires_grad
-    kernel = models.build(ablation.Undirected).layers[2].weight[0, 0]
+    kernel = models.build(ablation.WithoutIdentities).layers[2].weight[0, 0]
     assert kernel[1, 1] != 1 and models.build("vgg_fast").layers[2].weight[0, 0, 1, 1] == 1
 
 
 def test_effects_are_differences_of_means_with_students_interval():
     values = {"all": [0.90, 0.91, 0.92], "less": [0.88, 0.90, 0.89], "same": [0.91, 0.90, 0.92]}
     pairs = [("all", None), ("less", "all"), ("same", "all"), ("missing", "less")]
-    less, same = experiments.effects(values, pairs)
-    assert less["difference"] == pytest.approx(-0.02) and less["against"] == same["against"] == "all"
+    less, same = common.effects(values, pairs)
+    assert less["difference"] == pytest.approx(-0.02) and less["baseline"] == same["baseline"] == "all"
     assert same["difference"] == pytest.approx(0) and same["low"] < 0 < same["high"]
     # Each row has a standard deviation of 0.01, so that the pooled one is that, with 6 degrees of freedom.
     margin = 2.4469 * 0.01 * math.sqrt(2 / 3)
     assert [less["low"], less["high"]] == pytest.approx([-0.02 - margin, -0.02 + margin], abs=1e-6)
-    assert experiments.effects({"less": values["less"]}, pairs) == [], "what it is set against isn't there"
-    assert experiments.effects({row: each[:1] for row, each in values.items()}, pairs) == [], "one seed has no spread"
+    assert common.effects({"less": values["less"]}, pairs) == [], "what it is set against isn't there"
+    assert common.effects({row: each[:1] for row, each in values.items()}, pairs) == [], "one seed has no spread"
 
 
 def test_the_last_step_from_cnn2_is_vgg():
@@ -132,7 +135,7 @@ def test_the_last_step_from_cnn2_is_vgg():
         networks.append(models.build(network).eval())
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     assert torch.equal(networks[0](images), networks[1](images))
-    sizes = [models.multiply_adds(models.build(row.network or row.name)) for row in vgg_apart.ROWS.values()]
+    sizes = [models.multiply_adds(models.build(row.network or row.name)) for row in vgg_apart.VARIANTS.values()]
     assert sizes == sorted(sizes)
 
 
@@ -142,7 +145,7 @@ def test_precision_and_learning_rate_are_those_of_the_row(call, few_digits):
     saved = {row: runs.load_checkpoint(f"folder/{row}/0/last.pt") for row in ("fp32", "bf16", "dense_1e-3")}
     assert [saved[row]["environment"]["precision"] for row in ("fp32", "bf16")] == ["fp32", "bf16"]
     assert saved["dense_1e-3"]["settings"]["learning_rate"] == 1e-3 and saved["dense_1e-3"]["model"] == "dense"
-    assert [row["row"] for row in runs.read_rows("folder/runs.csv")] == ["dense_1e-3"]
+    assert [row["variant"] for row in runs.read_rows("folder/runs.csv")] == ["dense_1e-3"]
     assert saved["fp32"]["history"][0]["train_loss"] != saved["bf16"]["history"][0]["train_loss"]
 
 
@@ -160,15 +163,15 @@ def test_ablation_trains_a_row_without_the_test_split(call, tmp_path, few_digits
         *("best.pt", "last.pt", "history.csv", "noise.csv")
     }
     rows = runs.read_rows(tmp_path / "folder/runs.csv")
-    assert [(row["row"], row["seed"]) for row in rows] == [
+    assert [(row["variant"], row["seed"]) for row in rows] == [
         (row, seed) for row in ("without_whitening", "without_augmentation") for seed in "01"
     ]
     best = runs.read_history(tmp_path / "folder/without_augmentation/1")["validation_accuracy"].max()
     assert float(rows[-1]["validation_accuracy"]) == best
     split = load_splits("digits", "", ["validation"])["validation"]
     model, _ = models.load_model(tmp_path / "folder/without_augmentation/1/best.pt")
-    noisy = evaluate.infer(model, data.Split(data.noisy(split.images, 10), split.labels))
-    assert float(rows[-1]["with_noise"]) == pytest.approx(evaluate.mean_loss_and_accuracy(noisy)[1])
+    noisy = evaluate.infer(model, data.Split(corruptions.noisy(split.images, 10), split.labels))
+    assert float(rows[-1]["with_noise"]) == pytest.approx(mean_loss_and_accuracy(noisy)[1])
     assert call(ablation.main, *options)[1] == "", "nothing is trained twice"
     assert call(ablation.main, "typo", *DIGITS)[0] == 2
     code, out, err = call(ablation.main, "all_parts", *DIGITS, "--epochs", "2")
@@ -180,13 +183,13 @@ def test_rows_that_are_compared_with_no_other_are_tried_with_one_seed(call, tmp_
         place.mkdir(parents=True)
         runs.write_atomically(place / runs.HISTORY, runs.csv_bytes([dict.fromkeys(runs.HISTORY_COLUMNS, 1)]))
 
-    def note_noise(place, *arguments):
-        runs.write_atomically(place / runs.NOISE, runs.csv_bytes([{"noise": 10, "validation_accuracy": 0.5}]))
+    def write_noise_accuracy(place, *arguments):
+        runs.write_atomically(place / NOISE, runs.csv_bytes([{"noise": 10, "validation_accuracy": 0.5}]))
 
-    monkeypatch.setattr(experiments, "train_or_resume", train_it)
-    monkeypatch.setattr(experiments, "note_noise", note_noise)
+    monkeypatch.setattr(common, "train_or_resume", train_it)
+    monkeypatch.setattr(common, "write_noise_accuracy", write_noise_accuracy)
     assert call(ablation.main, *DIGITS, "--epochs", "1", "--seeds", "2")[0] == 0
-    counted = collections.Counter(row["row"] for row in runs.read_rows("folder/runs.csv"))
+    counted = collections.Counter(row["variant"] for row in runs.read_rows("folder/runs.csv"))
     assert counted["all_parts"] == counted["adamw_instead_of_muon"] == 2
     assert counted["adamw_instead_of_muon_2e-3"] == 1
     assert call(ablation.main, "adamw_instead_of_muon_2e-3", *DIGITS, "--epochs", "1", "--seeds", "2")[0] == 0
@@ -215,7 +218,7 @@ def test_experiments_on_digits_do_not_touch_the_results_on_cifar10(call, tmp_pat
 
 
 def test_seeds_are_trained_once_and_summed_up_with_the_committed_run(call, tmp_path, few_digits, monkeypatch):
-    monkeypatch.setattr(seeds, "ROWS", {"dense": seeds.ROWS["dense"]})
+    monkeypatch.setattr(seeds, "VARIANTS", {"dense": seeds.VARIANTS["dense"]})
     monkeypatch.setattr(seeds, "COMMITTED", {"dense": tmp_path / "committed"})
     options = ["--model", "dense", "--dataset", "digits", "--epochs", "1", "--out-dir", ".", "--run-name", "committed"]
     assert call(train.main, *options)[0] == 0

@@ -18,7 +18,7 @@ import evaluate
 import experiments
 import models
 import runs
-from experiments import ablation, seeds, tables
+from experiments import EFFECTS, RUNS, TRUE_LOSS, ablation, common, seeds, tables
 from experiments.tables import (
     BY_EXERCISE,
     EXPERIMENTS,
@@ -119,8 +119,8 @@ def softmax_twice_costs():
 
 def effects_of(experiment):
     """How each row of an experiment differs from the one that it is set against, in points: dicts by row."""
-    rows = runs.read_rows(tables.OUTS / experiment / runs.EFFECTS)
-    return {row["row"]: {name: 100 * float(row[name]) for name in ("difference", "low", "high")} for row in rows}
+    rows = runs.read_rows(tables.OUTS / experiment / EFFECTS)
+    return {row["variant"]: {name: 100 * float(row[name]) for name in ("difference", "low", "high")} for row in rows}
 
 
 def enumerated(values):
@@ -144,7 +144,7 @@ def readme_introduction():
     accuracy, minutes = (mean(float(row[name]) for row in rows) for name in ("test_accuracy", "minutes"))
     yield f"a test accuracy of {accuracy:.1%} after {minutes:.0f} minutes of training"
     longer = tables.seed_rows()["vgg_improved_longer"]
-    recipes = seeds.ROWS["vgg_improved_longer"].recipe, ablation.IMPROVED
+    recipes = seeds.VARIANTS["vgg_improved_longer"].recipe, ablation.IMPROVED
     times = experiments.pflop(1, recipes[0]) / experiments.pflop(1, recipes[1])
     yield f"[{mean(float(row['test_accuracy']) for row in longer):.1%} with {times:.1f} times as much training]"
     assert len(rows) == len(longer) == 3
@@ -233,7 +233,7 @@ def loss():
     yield f"on average, {mean(slow):.1%} of the validation images are right with the mistake and {mean(fast):.1%}"
     others = [float(row["test_accuracy"]) for row in tables.seed_rows()["softmax_twice"] if row["seed"] != "1"]
     yield f"Four seeds give {min(others):.1%} to {max(others):.1%},"
-    true = [float(row["validation_loss"]) for row in runs.read_rows(SOFTMAX_TWICE / runs.TRUE_LOSS)]
+    true = [float(row["validation_loss"]) for row in runs.read_rows(SOFTMAX_TWICE / TRUE_LOSS)]
     turns = true.index(min(true)) + 1
     yield f"rises from {min(true):.2f} at epoch {turns} to {true[-1]:.2f} at the end"
     falling = runs.read_history(SOFTMAX_TWICE)["validation_loss"]
@@ -302,7 +302,7 @@ def design_loop():
     yield f"{validated[IMPROVED]:.2%}, and {accuracy_of(IMPROVED):.2%} on the test images, in {epochs} epochs."
     yield f"`vgg` had {history_of('vgg')['validation_accuracy'][epochs - 1]:.2%} of the validation"
     steps = tables.steps_over_seeds()
-    yield f"[{seeds.ROWS['vgg_improved_longer'].recipe.epochs} epochs](#how"
+    yield f"[{seeds.VARIANTS['vgg_improved_longer'].recipe.epochs} epochs](#how"
     smallest = min(steps, key=lambda pair: steps[pair]["difference"])
     difference = f"{100 * steps[smallest]['difference']:.1f}"
     yield f"The smallest step, from `{smallest[1]}` to `{smallest[0]}`, is {difference} points, while"
@@ -337,7 +337,7 @@ def what_makes_vgg_better():
     yield f"`vgg` reached {long:.2%} in the first 20 epochs of its long run, instead of {short:.2%}."
     assert 0.45 < gains["batch_normalisation"] / sum(gains.values()) < 0.55, "half of the gain"
     assert gains["two_convolutions"] < 0 and effects_of("vgg_apart")["two_convolutions"]["high"] < 0.5
-    first = {name: rows[0] for name, rows in tables.rows_by("row", tables.OUTS / "vgg_apart" / runs.RUNS).items()}
+    first = {name: rows[0] for name, rows in tables.rows_by("variant", tables.OUTS / "vgg_apart" / RUNS).items()}
     assert 3.5 < float(first["two_convolutions"]["pflop"]) / float(first["third_block"]["pflop"]) < 4
     noisy = [float(first[name]["with_noise"]) for name in ("batch_normalisation", "two_convolutions")]
     yield "{:.1%} are right with it, {:.1%} without (one seed each).".format(*noisy)
@@ -385,7 +385,7 @@ WITHIN_CHANCE = ("without_identity_initialisation", "without_skipping_easy_image
 
 def what_each_part_brings():
     lost = {row: -each["difference"] for row, each in effects_of("ablation").items()}
-    by_row = tables.rows_by("row", tables.OUTS / "ablation" / runs.RUNS)
+    by_row = tables.rows_by("variant", tables.OUTS / "ablation" / RUNS)
     assert {row["epochs"] for rows in by_row.values() for row in rows} == {"6"}
     yield f"AdamW instead of Muon costs {lost['adamw_instead_of_muon']:.1f} points,"
     yield f"`vgg` instead of `vgg_fast` {lost['vgg_by_this_recipe']:.1f},"
@@ -404,7 +404,7 @@ def what_each_part_brings():
     yield f"With it, {noisy['all_parts']:.0%} of the noisy images are right;"
     yield f"and is trained, {noisy['without_whitening']:.0%}."
     yield f"noise costs `vgg` {100 * (before - after):.0f} points when it is trained with this recipe,"
-    (like_cnn2,) = tables.rows_by("row", tables.OUTS / "vgg_apart" / runs.RUNS)["dropout"]
+    (like_cnn2,) = tables.rows_by("variant", tables.OUTS / "vgg_apart" / RUNS)["dropout"]
     before, after = (float(like_cnn2[name]) for name in ("validation_accuracy", "with_noise"))
     yield f"and {100 * (before - after):.0f} [with the exercise's]"
     for name in ("constant_learning_rate", "adamw_instead_of_muon"):
@@ -423,12 +423,12 @@ def improvement():
     yield "seeds 1 and 2 give {:.2%} and {:.2%}, and the mean".format(*by_seed[1:])
     yield f"of the three is {mean(by_seed):.2%}."
     longer = tables.seed_rows()["vgg_improved_longer"]
-    operations = experiments.pflop(metrics_of(IMPROVED)["multiply_adds"], seeds.ROWS["vgg_improved_longer"].recipe)
+    operations = experiments.pflop(metrics_of(IMPROVED)["multiply_adds"], seeds.VARIANTS["vgg_improved_longer"].recipe)
     yield f"40 epochs, which take {operations:.2f} PFLOP,"
     longer = [float(row["test_accuracy"]) for row in longer]
     yield "give {:.2%}, {:.2%} and {:.2%}, on average {:.2%}:".format(*longer, mean(longer))
     pair = ("vgg_improved_longer", IMPROVED)
-    (effect,) = experiments.effects({pair[0]: longer, IMPROVED: by_seed}, [pair])
+    (effect,) = common.effects({pair[0]: longer, IMPROVED: by_seed}, [pair])
     low, high = (f"{100 * effect[end]:.1f}".replace("-", "−") for end in ("low", "high"))
     yield f"{100 * effect['difference']:.1f} points more (95% interval over seeds: {low} to {high})."
     assert 85 < history_of("vgg")["seconds"].sum() / 60 < 95

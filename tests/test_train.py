@@ -484,7 +484,7 @@ def test_loss_that_is_not_finite_stops_the_run(call, tmp_path):
 
 def test_validation_loss_that_is_not_finite_keeps_the_epoch_before(call, tmp_path, monkeypatch, few_digits):
     results = iter([(1.0, 0.1), (math.nan, 0.1)])
-    monkeypatch.setattr(evaluate, "mean_loss_and_accuracy", lambda predictions: next(results))
+    monkeypatch.setattr(train, "mean_loss_and_accuracy", lambda predictions: next(results))
     assert "validation loss is nan after epoch 2" in quick(call, "--out-dir", ".", code=1)[2]
     assert runs.load_checkpoint(tmp_path / "cnn1/last.pt")["epoch"] == 1
 

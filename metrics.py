@@ -1,0 +1,192 @@
+"""From predictions to numbers: metrics, calibration, temperature, intervals, paired differences. Pure functions."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy, nll_loss
+
+CALIBRATION_BINS = 15  # of equal width, as in Guo et al. 2017
+IMAGES_SHOWN = 25  # of the most confident mistakes, and of all at random
+DECIMALS = 6  # of what is written: the others differ from one processor to the next
+Z = 1.959964  # standard errors on each side of a 95% interval
+METRIC_KEYS = {
+    "samples",
+    "loss",
+    "accuracy",
+    "accuracy_interval",
+    "balanced_accuracy",
+    "expected_calibration_error",
+    "calibration_bins",
+    "macro",
+    "per_class",
+    "confusion_matrix",
+}
+METRIC_COLUMNS = ("precision", "recall", "f1", "specificity")
+
+
+class Predictions(NamedTuple):
+    """log_probabilities: float32 [N, 10], what a network says of a split; labels: int64 [N], the truth; on the CPU.
+
+    As logarithms, because the loss of a confident mistake is lost where its probability rounds to 0.
+    """
+
+    log_probabilities: torch.Tensor
+    labels: torch.Tensor
+
+    def probabilities(self) -> np.ndarray:
+        """float32 [N, 10], rounded: where two classes are equally probable, rounding errors don't decide."""
+        return self.log_probabilities.exp().numpy().round(DECIMALS)
+
+
+def mean_loss_and_accuracy(predictions: Predictions):
+    """Cross-entropy and share of right predictions, each the mean over the samples, as two floats."""
+    log_probabilities, labels = predictions
+    right = log_probabilities.exp().argmax(dim=1) == labels
+    return nll_loss(log_probabilities.double(), labels).item(), right.double().mean().item()
+
+
+def rounded(value):
+    """A number, or all that stand in dicts and lists, without the decimals that differ from machine to machine."""
+    if isinstance(value, dict):
+        return {key: rounded(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [rounded(part) for part in value]
+    return round(value, DECIMALS) if isinstance(value, float) else value
+
+
+def worst_mistakes(probabilities, labels):
+    """Which samples were given a wrong class with the highest probability, worst first, equal ones in the order of the
+    split: int64 [at most IMAGES_SHOWN]."""
+    confidences = np.where(probabilities.argmax(axis=1) == labels, -1, probabilities.max(axis=1))
+    order = np.argsort(-confidences, kind="stable")[:IMAGES_SHOWN]
+    return order[confidences[order] >= 0]
+
+
+def split_metrics(predictions: Predictions, classes):
+    """All metrics of one split as a plain dict."""
+    # Imported here, so that whoever mistypes an option needn't wait for it.
+    from sklearn.metrics import balanced_accuracy_score, confusion_matrix, precision_recall_fscore_support
+
+    loss, _ = mean_loss_and_accuracy(predictions)
+    probabilities, labels = predictions.probabilities(), predictions.labels.numpy()
+    predicted = probabilities.argmax(axis=1)
+    accuracy = float((predicted == labels).mean())
+    matrix = confusion_matrix(labels, predicted, labels=range(len(classes)))
+    per_class = precision_recall_fscore_support(labels, predicted, labels=range(len(classes)), zero_division=0)
+    total = len(labels)
+    # Specificity of a class: of the samples that belong to other classes, the share not taken for it.
+    negatives = total - matrix.sum(axis=1)
+    false_positives = matrix.sum(axis=0) - np.diag(matrix)
+    columns = {
+        "precision": per_class[0],
+        "recall": per_class[1],
+        "f1": per_class[2],
+        "specificity": 1 - false_positives / negatives,
+    }
+    return {
+        "samples": total,
+        "loss": loss,
+        "accuracy": accuracy,
+        "accuracy_interval": wilson_interval(accuracy, total),
+        "balanced_accuracy": float(balanced_accuracy_score(labels, predicted)),
+        **calibration(probabilities.max(axis=1), predicted == labels),
+        "macro": {name: float(values.mean()) for name, values in columns.items()},
+        "per_class": {
+            label: {name: float(values[index]) for name, values in columns.items()}
+            | {"support": int(per_class[3][index])}
+            for index, label in enumerate(classes)
+        },
+        "confusion_matrix": matrix.tolist(),
+    }
+
+
+def calibration(confidences, right):
+    """How far the probabilities of the predicted classes [N] are from the share of right predictions (bool [N]).
+
+    The confidences are sorted into bins of equal width; the expected calibration error is the distance between mean
+    confidence and accuracy in a bin, averaged over the samples (Guo et al. 2017, arXiv:1706.04599, equation 3).
+    """
+    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
+    bin_of = np.digitize(confidences, edges[1:-1], right=True)  # (low, high], as in the paper
+    bins = []
+    for index in range(CALIBRATION_BINS):
+        inside = bin_of == index
+        count = int(inside.sum())
+        bins.append(
+            {
+                "low": float(edges[index]),
+                "high": float(edges[index + 1]),
+                "samples": count,
+                "confidence": float(confidences[inside].mean(dtype=np.float64)) if count else None,
+                "accuracy": float(right[inside].mean()) if count else None,
+            }
+        )
+    gaps = [bin["samples"] * abs(bin["accuracy"] - bin["confidence"]) for bin in bins if bin["samples"]]
+    return {"expected_calibration_error": sum(gaps) / len(right), "calibration_bins": bins}
+
+
+def fit_temperature(predictions: Predictions) -> float:
+    """The number that all logits are to be divided by so that the loss on these predictions is lowest (Guo et al. 2017,
+    arXiv:1706.04599, section 4.2), from 0.05 to 20. It changes no predicted class."""
+    logarithm = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logarithm], max_iter=100, line_search_fn="strong_wolfe")
+    logits = predictions.log_probabilities.double()
+
+    def loss():
+        optimizer.zero_grad()
+        value = cross_entropy(logits / logarithm.exp(), predictions.labels)
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return min(max(logarithm.exp().item(), 0.05), 20.0)
+
+
+def calibrated_metrics(predictions: Predictions, temperature):
+    """Loss and calibration of a split's predictions after their logits have been divided by the temperature."""
+    log_probabilities = (predictions.log_probabilities.double() / temperature).log_softmax(dim=1)
+    probabilities, classes = log_probabilities.exp().max(dim=1)
+    return {
+        "loss": nll_loss(log_probabilities, predictions.labels).item(),
+        **calibration(probabilities.numpy().round(DECIMALS), (classes == predictions.labels).numpy()),
+    }
+
+
+def wilson_interval(share, total):
+    """95% score interval of a proportion (Wilson 1927, JASA 22:209), as [low, high]."""
+    scale = 1 + Z**2 / total
+    centre = (share + Z**2 / (2 * total)) / scale
+    margin = Z * math.sqrt(share * (1 - share) / total + (Z / (2 * total)) ** 2) / scale
+    return [centre - margin, centre + margin]
+
+
+def paired_difference(this, that):
+    """Two classifiers on the same samples, from where each is right, two bool arrays [N].
+
+    Returns how often only this one is right, how often only that one, the difference of their accuracies, and its 95%
+    interval, low and high (Agresti 2013, Categorical data analysis, equation 11.2).
+    """
+    only_this, only_that, total = int((this & ~that).sum()), int((that & ~this).sum()), len(this)
+    difference = (only_this - only_that) / total
+    margin = Z * math.sqrt((only_this + only_that) / total - difference**2) / math.sqrt(total)
+    return only_this, only_that, difference, difference - margin, difference + margin
+
+
+def metric_rows(metrics):
+    """The metric table of one split as rows of strings: a header, every class, the macro average."""
+    rows = [["class", "precision", "recall", "F1", "specificity", "images"]]
+    for label, values in [*metrics["per_class"].items(), ("macro average", metrics["macro"])]:
+        support = values.get("support", metrics["samples"])
+        rows.append([label, *(f"{values[column]:.2%}" for column in METRIC_COLUMNS), f"{support:,}"])
+    return rows
+
+
+def metric_summary(metrics):
+    """The overall figures of one split as a line of text."""
+    low, high = metrics["accuracy_interval"]
+    return (
+        f"accuracy {metrics['accuracy']:.2%} (95% interval {low:.2%} to {high:.2%}), "
+        f"balanced accuracy {metrics['balanced_accuracy']:.2%}, loss {metrics['loss']:.4f}"
+    )
