@@ -1,6 +1,7 @@
 """How every command behaves: shared options, the machine, one line for a mistake, exit codes, signals.
 
-It is imported before anything that takes time to import, so that Ctrl-C is answered without a traceback from the start.
+A script that is run as a command calls start() before it imports anything large, and run_command(main) at its end.
+Importing this module, or any other of the project, changes nothing in the process.
 """
 
 import argparse
@@ -16,12 +17,14 @@ import sys
 import textwrap
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows: no locks there
-    fcntl = None
-
 DEFAULT_DATA_DIR = Path("data")
+LOCK = ".lock"  # the file by which a folder is held
+
+
+def start():
+    """Prepare the process of a command, before torch is imported: its threads, and a quiet answer to Ctrl-C."""
+    sys.excepthook = leave_quietly
+    bind_threads()
 
 
 def bind_threads():
@@ -31,21 +34,15 @@ def bind_threads():
     would put two of them on one core, and one would wait for the other's turn to end. A setting of the user's wins; so
     does a number of threads, since runs side by side would all be bound to the first cores.
     """
-    set_already = any(name.startswith(("OMP_", "GOMP_")) for name in os.environ)
+    set_already = any(name.startswith(("OMP_", "GOMP_", "MKL_")) for name in os.environ)
     if sys.platform == "linux" and not set_already:
         os.environ.update(OMP_PROC_BIND="true", OMP_PLACES="cores")
-
-
-bind_threads()
 
 
 def leave_quietly(kind, error, traceback):
     """In place of sys.excepthook: no traceback for a Ctrl-C before run_command, or while another one is answered."""
     if not issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, traceback)
-
-
-sys.excepthook = leave_quietly
 
 
 class UserError(Exception):
@@ -126,28 +123,36 @@ def naming(path):
         raise
 
 
+class InUseError(UserError):
+    """A folder that another process holds."""
+
+
 @contextlib.contextmanager
 def locked(folder, wait=""):
     """Hold a folder against other processes that want it so, until the block or the process ends, however it ends.
 
-    Where another has it, `wait`, a text, is printed while this one waits; raises BlockingIOError if there is none.
-    Yields whether it is held: on Windows it isn't.
+    Where another has it, `wait`, a text, is printed while this one waits; raises InUseError if there is none. A file
+    system that has no locks is used without.
     """
-    if fcntl is None:
-        yield False
-        return
-    handle = os.open(folder, os.O_RDONLY)
+    import filelock
+
+    lock = filelock.FileLock(Path(folder) / LOCK)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not wait:
-                raise
-            print(wait, flush=True)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield True
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        if not wait:
+            raise InUseError(
+                f"another process is writing to {folder}: wait for its end, or name another folder"
+            ) from None
+        print(wait, flush=True)
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        if getattr(error, "errno", None) not in (errno.EACCES, errno.EPERM, errno.EROFS):  # where none can write
+            print(f"Note: {folder} can't be locked ({error}), so start no second run there.", file=sys.stderr)
+    try:
+        yield
     finally:
-        os.close(handle)
+        lock.release()
 
 
 def choose_device(name):
@@ -167,14 +172,28 @@ def choose_device(name):
         else:  # PyTorch before 2.9
             torch.backends.cudnn.allow_tf32 = False
     if name == "auto":
-        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+        if not torch.accelerator.is_available():
+            return torch.device("cpu")
+        device = torch.accelerator.current_accelerator()
+        if reason := why_unusable(device):
+            print(f"Note: the GPU can't be used, so the CPU is: {reason}", file=sys.stderr)
+            device = torch.device("cpu")
+        return device
+    if reason := why_unusable(name):
+        raise UsageError(f"--device {name} can't be used here: {reason}")
+    return torch.device(name)
+
+
+def why_unusable(device):
+    """Why nothing can be computed on a device, in a line; None where it can. A driver or a GPU that is too old for this
+    PyTorch is often found only by trying."""
+    import torch
+
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device).item()
+        torch.ones(2, device=device).sum().item()
     except (RuntimeError, AssertionError, ImportError) as error:
-        reason = textwrap.shorten(str(error).partition("\n")[0], 160, placeholder=" ...")
-        raise UsageError(f"--device {name} can't be used here: {reason}") from error
-    return device
+        return textwrap.shorten(str(error).partition("\n")[0], 160, placeholder=" ...")
+    return None
 
 
 def choose_precision(name, device):

@@ -10,8 +10,6 @@ torchvision and scikit-learn are imported by the functions that use them: they t
 and whoever mistypes an option needn't wait for them.
 """
 
-import command
-
 import io
 import warnings
 from pathlib import Path
@@ -21,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+import command
 import download
 from download import DataError
 
@@ -32,6 +31,8 @@ SPLIT_SEED = 0
 VALIDATION, TEST, TOTAL = 5_000, 10_000, 60_000  # images of CIFAR-10; the digits are split in the same proportions
 
 
+WARM_UP = 3  # epochs that visit all images, whatever is easy
+EASY_EVERY = 3
 MAX_SHIFT, HIDDEN, GREY = 4, 10, 120  # by --augment: pixels in each direction, side of the square, its colour
 
 
@@ -114,22 +115,34 @@ def derived_seed(*numbers):
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def epoch_order(count, seed, epoch, easy=None):
-    """The samples that an epoch visits, in its order: int64 [M] on the CPU, decided by (seed, epoch) and `easy`.
+def epoch_order(image_losses, skip_easy, seed, epoch):
+    """The samples that an epoch visits, in its order: int64 [M] on the device of `image_losses`, float32 [N].
 
-    Every epoch visits all `count` of them but the `easy` ones, bool [count], of which each third epoch visits each.
+    That is all of them at first. After WARM_UP epochs, the share `skip_easy` with the lowest losses counts as easy, and
+    an easy sample is visited in one of EASY_EVERY epochs only. (Which these are, a smaller network says in Jordan's
+    airbench96_faster; here, the losses of the last epochs do.) (seed, epoch) and the losses alone decide.
     """
+    count = len(image_losses)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(derived_seed(seed, epoch, 1)))
-    if easy is None:
-        return order
-    turns = torch.randint(0, 3, (count,), generator=torch.Generator().manual_seed(derived_seed(seed, 0, 4)))
-    visited = ~easy | ((turns + epoch) % 3 == 0)
-    return order[visited[order]]
+    if skip_easy and epoch > WARM_UP:
+        easy = torch.zeros(count, dtype=torch.bool)
+        easy[image_losses.cpu().argsort(stable=True)[: round(skip_easy * count)]] = True
+        turns = torch.randint(
+            0, EASY_EVERY, (count,), generator=torch.Generator().manual_seed(derived_seed(seed, 0, 4))
+        )
+        visited = ~easy | ((turns + epoch) % EASY_EVERY == 0)
+        order = order[visited[order]]
+    return order.to(image_losses.device)
+
+
+def epochs_for_an_image(skip_easy, epochs):
+    """How many epochs visit a sample on average."""
+    return epochs - skip_easy * (1 - 1 / EASY_EVERY) * max(0, epochs - WARM_UP)
 
 
 def batches(split, order, batch_size, seed, epoch, augment=False):
-    """Yield (images, labels) in a given order, uint8 [batch_size, 3, 32, 32] and int64 [batch_size], with an
-    augmentation that (seed, epoch) alone decide.
+    """Yield (indices, images, labels) in a given order, int64 [batch_size], uint8 [batch_size, 3, 32, 32] and int64
+    [batch_size], with an augmentation that (seed, epoch) alone decide.
 
     `order`, int64 [M], is on the split's device.
     All random numbers are drawn at once and on the CPU: the same on every device, and nothing to save for a resume.
@@ -143,7 +156,7 @@ def batches(split, order, batch_size, seed, epoch, augment=False):
         images = pixels.index_select(0, batch).permute(0, 3, 1, 2)
         if augment:
             images = hide_square(flip_and_shift(images, flips[batch], shifts[batch]), corners[batch])
-        yield images, split.labels[batch]
+        yield batch, images, split.labels[batch]
 
 
 def draw_changes(count, seed, epoch):

@@ -4,8 +4,6 @@ torchvision is imported by the functions that use it: it takes as long to import
 an option needn't wait for it.
 """
 
-import command
-
 import contextlib
 import errno
 import hashlib
@@ -17,6 +15,8 @@ import urllib.request
 from pathlib import Path
 
 from tqdm import tqdm
+
+import command
 
 FOLDER = "cifar-10-batches-py"  # what is in the archive
 ARCHIVE = "cifar-10-python.tar.gz"

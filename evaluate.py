@@ -8,19 +8,27 @@ Usage:
     python evaluate.py --robustness                         test accuracy on changed images, of all of them
 """
 
-import command
-
-import contextlib
-import itertools
-import json
-import os
 import sys
 from pathlib import Path
 
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` leaves it out
+    import command
+
+    command.start()
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
+import command
 import corruptions
 import data
 import models
@@ -48,42 +56,77 @@ BATCH_SIZE = 100  # images predicted at a time
 def main(argv=None):
     arguments = parse_arguments(argv)
     device = command.choose_device(arguments.device)
-    named = arguments.checkpoint or sorted(runs.DEFAULT_OUT_DIR["cifar10"].glob(f"*/{runs.BEST}"))
-    checkpoints = list({os.path.realpath(path): path for path in named}.values())  # each once
-    if not checkpoints:
-        raise runs.CheckpointError(f"no checkpoint named, and no best.pt under {runs.DEFAULT_OUT_DIR['cifar10']}")
+    paths = find_checkpoints(arguments.checkpoint)
     if arguments.image:
         if arguments.out_dir:
             raise command.UsageError("--image writes no files: leave out --out-dir")
-        return 0 if predict_pictures(checkpoints, arguments.image, device) else 2
-    # All are read before any is evaluated: a wrong name among them is found at once.
-    loaded = [models.load_model(path) for path in checkpoints]
-    kinds = sorted({f"{checkpoint['dataset']}, split {checkpoint['split_seed']}" for _, checkpoint in loaded})
-    if len(kinds) > 1:
-        raise runs.CheckpointError(f"checkpoints of different data sets can't be compared: {'; '.join(kinds)}")
-    folders = [results_folder(path) for path in checkpoints]
-    if len(set(map(os.path.realpath, folders))) < len(folders):
+        return 0 if predict_pictures(paths, arguments.image, device) else 2
+    folders = {path: results_folder(path) for path in paths}
+    if len(set(map(os.path.realpath, folders.values()))) < len(folders):
         raise command.UsageError("two of these checkpoints would write to the same folder: evaluate them one by one")
-    out_dir = arguments.out_dir or Path(os.path.realpath(folders[0])).parent
-    if arguments.robustness or len(checkpoints) > 1:
+    out_dir = arguments.out_dir or Path(os.path.realpath(folders[paths[0]])).parent
+    if arguments.robustness or len(paths) > 1:
         runs.make_folder(out_dir)
     elif arguments.out_dir:
         raise command.UsageError("the results of one checkpoint go into its own folder: leave out --out-dir")
-    splits = read_splits(loaded[0][1], arguments.data_dir, device, ["test"] if arguments.robustness else runs.SPLITS)
-    if arguments.robustness:
-        names = run_names([folder.resolve() for folder in folders])
-        networks = {name: model.to(device) for name, (model, _) in zip(names, loaded)}
-        measure_robustness(networks, splits["test"], out_dir)
-        return 0
     with contextlib.ExitStack() as claims:
-        for folder in folders:
-            claims.enter_context(runs.claim_folder(folder))
-        for path in checkpoints:
-            model, checkpoint = models.load_model(path)  # again: a training may have just replaced it
-            write_results(path, model.to(device), checkpoint, splits)
-        if len(checkpoints) > 1:
-            compare(folders, out_dir)
-    return 0
+        if not arguments.robustness:
+            for folder in sorted({path.parent for path in paths}):
+                claims.enter_context(runs.claim_folder(folder))
+        loaded, all_loaded = load_models(paths, device, skip_foreign=not arguments.checkpoint)
+        splits = read_splits(loaded, arguments.data_dir, device, ["test"] if arguments.robustness else runs.SPLITS)
+        if arguments.robustness:
+            measure_robustness(loaded, splits["test"], out_dir)
+        else:
+            for path in loaded:
+                runs.make_folder(folders[path])
+            for path, (model, checkpoint) in loaded.items():
+                write_results(path, model, checkpoint, splits)
+            if len(loaded) > 1:
+                compare([folders[path] for path in loaded], out_dir)
+    return 0 if all_loaded else 2
+
+
+def find_checkpoints(named):
+    """The checkpoint files to evaluate, each once: those that are named, or every best.pt of the exercise's runs."""
+    paths = named or sorted(runs.DEFAULT_OUT_DIR["cifar10"].glob(f"*/{runs.BEST}"))
+    if not paths:
+        raise runs.CheckpointError(f"no checkpoint named, and no best.pt under {runs.DEFAULT_OUT_DIR['cifar10']}")
+    for path in paths:
+        os.stat(path)  # raises OSError where there is none, before a folder is made for its results
+    return list({os.path.realpath(path): path for path in paths}.values())
+
+
+def load_models(paths, device, skip_foreign):
+    """The networks and checkpoints of files as a dict by path, and whether that is all of them.
+
+    One that can't be used raises CheckpointError, or is named and left out if `skip_foreign`.
+    """
+    loaded = {}
+    for path in paths:
+        try:
+            model, checkpoint = models.load_model(path)
+        except runs.CheckpointError as error:
+            if not skip_foreign:
+                raise
+            command.print_error(f"{error} (left out)")
+        else:
+            loaded[path] = model.to(device), checkpoint
+    if not loaded:
+        raise runs.CheckpointError("none of these checkpoints can be used")
+    return loaded, len(loaded) == len(paths)
+
+
+def read_splits(loaded, data_dir, device, names=runs.SPLITS):
+    """The splits that these networks were trained for, as a dict from name to data.Split on the device; raises
+    CheckpointError where they weren't trained for the same."""
+    kinds = {(checkpoint.dataset, checkpoint.split_seed) for _, checkpoint in loaded.values()}
+    if len(kinds) > 1:
+        kinds = "; ".join(f"{dataset}, split {seed}" for dataset, seed in sorted(kinds))
+        raise runs.CheckpointError(f"checkpoints of different data sets can't be compared: {kinds}")
+    ((dataset, split_seed),) = kinds
+    splits = data.load_splits(dataset, data_dir, names, split_seed)
+    return {name: split.to(device) for name, split in splits.items()}
 
 
 def parse_arguments(argv):
@@ -123,93 +166,82 @@ def infer(model, split) -> Predictions:
 
 def evaluate_checkpoint(path, data_dir, device):
     """Evaluate one checkpoint on the three splits: see write_results."""
-    model, checkpoint = models.load_model(path)
-    return write_results(path, model.to(device), checkpoint, read_splits(checkpoint, data_dir, device))
+    loaded, _ = load_models([path], device, skip_foreign=False)
+    return write_results(path, *loaded[path], read_splits(loaded, data_dir, device))
 
 
-def read_splits(checkpoint, data_dir, device, names=runs.SPLITS):
-    """The splits that a checkpoint's network was trained for, as a dict from name to data.Split on the device."""
-    splits = data.load_splits(checkpoint["dataset"], data_dir, names, checkpoint["split_seed"])
-    return {name: split.to(device) for name, split in splits.items()}
-
-
-def write_results(path, model, checkpoint, splits):
-    """Evaluate a checkpoint's network on the three splits; write metrics.json, predictions_test.npz, the pictures and
+def write_results(path, model, checkpoint: runs.Checkpoint, splits):
+    """Evaluate a checkpoint's network on the three splits: write metrics.json, predictions_test.npz, the pictures and
     what they show, print the tables.
 
     Returns the metrics as they stand in metrics.json; their "settings" are those under which the checkpoint's epoch was
     trained, their precision, threads and so on those of that epoch too, their "seconds" those of all epochs up to it.
     """
     folder = results_folder(path)
-    if checkpoint["classes"] != data.CLASSES[checkpoint["dataset"]]:
-        raise runs.CheckpointError(f"{path} has other classes than {checkpoint['dataset']}")
+    if checkpoint.classes != data.CLASSES[checkpoint.dataset]:
+        raise runs.CheckpointError(f"{path} has other classes than {checkpoint.dataset}")
     metrics = {
-        "model": checkpoint["model"],
-        "dataset": checkpoint["dataset"],
+        "model": checkpoint.model,
+        "dataset": checkpoint.dataset,
         "parameters": models.count_parameters(model),
         "multiply_adds": models.multiply_adds(model),
-        "best_epoch": checkpoint["epoch"],
-        "settings": checkpoint["settings"],
-        "seeds": {"training": checkpoint["settings"]["seed"], "split": checkpoint["split_seed"]},
-        **checkpoint["environment"],
-        "seconds": checkpoint["seconds"],
+        "best_epoch": checkpoint.epoch,
+        "settings": dataclasses.asdict(checkpoint.recipe),
+        "seeds": {"training": checkpoint.recipe.seed, "split": checkpoint.split_seed},
+        **checkpoint.environment,
+        "seconds": checkpoint.seconds,
     }
-    print(f"\n{command.printable(path)}: {checkpoint['model']}, epoch {checkpoint['epoch']}")
+    print(f"\n{command.printable(path)}: {checkpoint.model}, epoch {checkpoint.epoch}")
     predictions = {}
     for name, split in splits.items():
         predictions[name] = infer(model, split)
-        metrics[name] = rounded(split_metrics(predictions[name], checkpoint["classes"]))
+        metrics[name] = rounded(split_metrics(predictions[name], checkpoint.classes))
         print(f"\n{name}\n{format_metrics(metrics[name])}", flush=True)
     temperature = fit_temperature(predictions["validation"])
     metrics["temperature"] = round(temperature, DECIMALS)
     for name in runs.SPLITS:
         metrics[name]["after_temperature"] = rounded(calibrated_metrics(predictions[name], temperature))
-    write_predictions(folder, splits["test"].images, predictions["test"], checkpoint["classes"])
-    if (convolution := first_convolution(model)) is not None:
-        torch.manual_seed(checkpoint["settings"]["seed"])
-        trained = convolution.weight.requires_grad
-        initial = first_convolution(models.build(checkpoint["model"])) if trained else convolution
-        start, kernels = (layer.weight.detach().cpu().numpy() for layer in (initial, convolution))
-        runs.write_arrays(folder / runs.FILTERS, start=start, weights=kernels)
-        chosen = first_right_and_wrong(predictions["test"])
-        inside = look_inside(model, data.Split(*(part[chosen] for part in splits["test"])))
-        runs.write_arrays(folder / runs.INSIDE, index=chosen, classes=checkpoint["classes"], **inside)
+    write_predictions(folder, splits["test"].images, predictions["test"], checkpoint.classes)
+    write_filters_and_inside(folder, model, checkpoint, splits["test"], predictions["test"])
     runs.write_atomically(folder / runs.METRICS, (json.dumps(metrics, indent=1) + "\n").encode())
     plots.draw_run(folder)
     print(f"\nTables and pictures are in {command.printable(folder)}")
     return metrics
 
 
+def write_filters_and_inside(folder, model, checkpoint: runs.Checkpoint, split, predictions: Predictions):
+    """Write what two pictures show of a network with convolutions: the first one's kernels, and what becomes of the
+    first images that are recognised, and of the first that aren't (not cherry-picked)."""
+    convolution = first_convolution(model)
+    if convolution is None:
+        return
+    torch.manual_seed(checkpoint.recipe.seed)
+    trained = convolution.weight.requires_grad
+    initial = first_convolution(models.build(checkpoint.model)) if trained else convolution
+    start, kernels = (layer.weight.detach().cpu().numpy() for layer in (initial, convolution))
+    runs.write_arrays(folder / runs.FILTERS, start=start, weights=kernels)
+    right = predictions.right()
+    chosen = np.concatenate([np.flatnonzero(right)[:3], np.flatnonzero(~right)[:3]])
+    inside = look_inside(model, data.Split(*(part[chosen] for part in split)))
+    runs.write_arrays(folder / runs.INSIDE, index=chosen, classes=checkpoint.classes, **inside)
+
+
 def first_convolution(model):
-    """The first convolution of a network, or None where there is none."""
-    return next((layer for layer in model.layers if isinstance(layer, torch.nn.Conv2d)), None)
-
-
-def first_right_and_wrong(predictions: Predictions, count=3):
-    """Indices of the first samples of the split that are recognised, and of the first that aren't: no better choice."""
-    right = predictions.probabilities().argmax(axis=1) == predictions.labels.numpy()
-    return np.concatenate([np.flatnonzero(right)[:count], np.flatnonzero(~right)[:count]])
+    """The first convolution of a network, wherever it stands; None where there is none."""
+    return next((layer for layer in model.modules() if isinstance(layer, nn.Conv2d)), None)
 
 
 def look_inside(model, split):
     """What becomes of a few images in a network, as arrays by name.
 
-    images, labels, probabilities [N, 10]; block_1, block_2, ... [N, MAPS_SHOWN, height, width]: of the feature maps
-    that the layer with weights after each pooling receives, those that vary most; occlusion [N, 7, 7]: how much less
-    probable the label is where a grey square covers the image (Zeiler & Fergus 2014, arXiv:1311.2901).
+    images, labels, probabilities [N, 10]; block_1, block_2, ... [N, MAPS_SHOWN, height, width]: the feature maps after
+    each pooling (block_maps); occlusion [N, 7, 7]: how much less probable the label is where a grey square covers the
+    image (Zeiler & Fergus 2014, arXiv:1311.2901).
     """
-    maps, count = {}, len(split.labels)
+    count = len(split.labels)
     with torch.inference_mode():
+        maps = block_maps(model, split.images)
         probabilities = model(split.images)
-        values = model.normalised(split.images)
-        pooled = False
-        for layer in model.layers:
-            if pooled and isinstance(layer, (torch.nn.Conv2d, models.Flatten)) and values.shape[-1] > 1:
-                order = values.std(dim=(2, 3)).argsort(dim=1, descending=True, stable=True)[:, :MAPS_SHOWN]
-                maps[f"block_{len(maps) + 1}"] = values[torch.arange(count)[:, None], order].cpu().numpy()
-                pooled = False
-            values = layer(values)
-            pooled |= isinstance(layer, torch.nn.MaxPool2d)
         true = torch.arange(count), split.labels
         occlusion = torch.zeros(count, 7, 7)
         for row, column in np.ndindex(7, 7):
@@ -222,8 +254,33 @@ def look_inside(model, split):
         "probabilities": probabilities.cpu().numpy().round(DECIMALS),
         "occlusion": occlusion.numpy().round(DECIMALS),
         "blocks": len(maps),
-        **{name: values.round(3) for name, values in maps.items()},
+        **{f"block_{number}": values.round(3) for number, values in enumerate(maps, 1)},
     }
+
+
+def block_maps(model, images):
+    """For each pooling of a network, what the next convolution or flattening receives: of its feature maps those
+    that vary most, float32 [N, MAPS_SHOWN, height, width], as a list."""
+    maps, pooled = [], []
+
+    def note_pooling(layer, inputs, output):
+        pooled.append(layer)
+
+    def note_input(layer, inputs):
+        values = inputs[0]
+        if pooled and values.ndim == 4 and values.shape[-1] > 1:
+            order = values.std(dim=(2, 3)).argsort(dim=1, descending=True, stable=True)[:, :MAPS_SHOWN]
+            maps.append(values[torch.arange(len(values))[:, None], order].cpu().numpy())
+            pooled.clear()
+
+    with contextlib.ExitStack() as hooks:
+        for layer in model.modules():
+            if isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)):
+                hooks.callback(layer.register_forward_hook(note_pooling).remove)
+            elif isinstance(layer, (nn.Conv2d, nn.Flatten, models.Flatten)):
+                hooks.callback(layer.register_forward_pre_hook(note_input).remove)
+        model(images)
+    return maps
 
 
 def write_predictions(folder, images, predictions: Predictions, classes):
@@ -302,7 +359,7 @@ def compare(folders, out_dir):
         this |= dict(zip(columns, (that["model"], *paired_difference(this_right, that_right))))
     tables = [summary, table_rows([{name: row[name] for name in ("model", *columns)} for row in rows[1:]])]
     print("", *map(format_table, tables), sep="\n\n")
-    if may_write(out_dir / runs.COMPARISON, rows):
+    if may_write(out_dir / runs.COMPARISON, rows, common_folder(folders)):
         runs.write_atomically(out_dir / runs.COMPARISON, runs.csv_bytes(rows))
         calibrations = [line for row in rows for line in calibration_rows(row["model"], metrics_of[row["model"]])]
         runs.write_atomically(out_dir / runs.CALIBRATIONS, runs.csv_bytes(calibrations))
@@ -331,11 +388,14 @@ def calibration_rows(name, metrics):
     ]
 
 
-def may_write(path, rows):
-    """Whether the rows, dicts with "model", can be written as `path` without losing another model's; says if not."""
+def may_write(path, rows, base):
+    """Whether the rows, dicts with "model", can be written as `path` without losing another run's; says if not. One
+    that is gone is no loss: its folder is neither beside `path` nor in `base`, the folder of these runs."""
     former = {row["model"] for row in runs.read_rows(path, "model")} if path.exists() else set()
-    lost = ", ".join(sorted(former - {row["model"] for row in rows}))
+    others = former - {row["model"] for row in rows}
+    lost = [name for name in sorted(others) if any((each / name / runs.BEST).exists() for each in (path.parent, base))]
     if lost:
+        lost = ", ".join(lost)
         print("\n" + command.printable(f"Not written: {path} is also about {lost}. --out-dir names another folder."))
     return not lost
 
@@ -353,16 +413,23 @@ def right_predictions(folder):
     return probabilities.argmax(axis=1) == labels
 
 
+def common_folder(folders):
+    """The folder that all the runs' folders have in common. (os.path.commonpath stops at several drives.)"""
+    parts = zip(*(folder.parent.parts for folder in folders))
+    return Path(*(names[0] for names in itertools.takewhile(lambda names: len({*names}) == 1, parts)))
+
+
 def run_names(folders):
-    """What runs are called where they stand together: their folders' names with what differs of the path, printable."""
-    parts = zip(*(folder.parent.parts for folder in folders))  # not os.path.commonpath, which several drives stop
-    common = len(list(itertools.takewhile(lambda names: len({*names}) == 1, parts)))
+    """What runs are called where they stand together: their paths from the common folder, printable."""
+    common = len(common_folder(folders).parts)
     return [command.printable(Path(*folder.parts[common:]).as_posix()) for folder in folders]
 
 
-def measure_robustness(networks, split, out_dir):
-    """Write robustness.csv and .png: the accuracy of networks, a dict by name, on the images of a split when they are
-    changed; robustness_examples.npz and .png: what one of them then looks like."""
+def measure_robustness(loaded, split, out_dir):
+    """Write robustness.csv and .png: the accuracy of networks, load_models' dict, on the corrupted images of a split;
+    robustness_examples.npz and .png: what one of these images looks like."""
+    folders = [results_folder(path).resolve() for path in loaded]
+    networks = {name: model for name, (model, _) in zip(run_names(folders), loaded.values())}
     accuracies, examples = {}, {}
     measured = [
         ("none", 0),
@@ -385,7 +452,7 @@ def measure_robustness(networks, split, out_dir):
             what = {"model": name, "transformation": kind}
             rows += [what | {"amount": x, "test_accuracy": y} for x, y in zip((0, *amounts), values)]
         print(f"\n{format_table(table)}")
-    if may_write(out_dir / runs.ROBUSTNESS, rows):
+    if may_write(out_dir / runs.ROBUSTNESS, rows, common_folder(folders)):
         runs.write_atomically(out_dir / runs.ROBUSTNESS, runs.csv_bytes(rows))
         kinds, amounts = zip(*measured)
         runs.write_arrays(out_dir / runs.CORRUPTED, images=list(examples.values()), kinds=kinds, amounts=amounts)
@@ -428,9 +495,9 @@ def predict_pictures(checkpoints, pictures, device, top=5):
         for picture, image in images.items():
             with torch.inference_mode():
                 probabilities, classes = model(image)[0].topk(top)
-            print(f"\n{command.printable(picture)} ({checkpoint['model']})")
+            print(f"\n{command.printable(picture)} ({checkpoint.model})")
             for probability, label in zip(probabilities.tolist(), classes.tolist()):
-                print(f"  {checkpoint['classes'][label]:<12}{probability:7.2%}")
+                print(f"  {checkpoint.classes[label]:<12}{probability:7.2%}")
     return len(images) == len(pictures)
 
 

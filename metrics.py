@@ -39,12 +39,19 @@ class Predictions(NamedTuple):
         """float32 [N, 10], rounded: where two classes are equally probable, rounding errors don't decide."""
         return self.log_probabilities.exp().numpy().round(DECIMALS)
 
+    def classes(self) -> np.ndarray:
+        """The predicted classes, int64 [N]."""
+        return self.probabilities().argmax(axis=1)
+
+    def right(self) -> np.ndarray:
+        """Where the predicted class is the true one, bool [N]."""
+        return self.classes() == self.labels.numpy()
+
 
 def mean_loss_and_accuracy(predictions: Predictions):
     """Cross-entropy and share of right predictions, each the mean over the samples, as two floats."""
-    log_probabilities, labels = predictions
-    right = log_probabilities.exp().argmax(dim=1) == labels
-    return nll_loss(log_probabilities.double(), labels).item(), right.double().mean().item()
+    loss = nll_loss(predictions.log_probabilities.double(), predictions.labels).item()
+    return loss, float(predictions.right().mean())
 
 
 def rounded(value):
@@ -66,13 +73,12 @@ def worst_mistakes(probabilities, labels):
 
 def split_metrics(predictions: Predictions, classes):
     """All metrics of one split as a plain dict."""
-    # Imported here, so that whoever mistypes an option needn't wait for it.
+    # Imported here, so that whoever mistypes an option needn't wait for them.
+    from scipy.stats import binomtest
     from sklearn.metrics import balanced_accuracy_score, confusion_matrix, precision_recall_fscore_support
 
-    loss, _ = mean_loss_and_accuracy(predictions)
-    probabilities, labels = predictions.probabilities(), predictions.labels.numpy()
-    predicted = probabilities.argmax(axis=1)
-    accuracy = float((predicted == labels).mean())
+    loss, accuracy = mean_loss_and_accuracy(predictions)
+    labels, predicted = predictions.labels.numpy(), predictions.classes()
     matrix = confusion_matrix(labels, predicted, labels=range(len(classes)))
     per_class = precision_recall_fscore_support(labels, predicted, labels=range(len(classes)), zero_division=0)
     total = len(labels)
@@ -89,9 +95,9 @@ def split_metrics(predictions: Predictions, classes):
         "samples": total,
         "loss": loss,
         "accuracy": accuracy,
-        "accuracy_interval": wilson_interval(accuracy, total),
+        "accuracy_interval": [*binomtest(int(predictions.right().sum()), total).proportion_ci(method="wilson")],
         "balanced_accuracy": float(balanced_accuracy_score(labels, predicted)),
-        **calibration(probabilities.max(axis=1), predicted == labels),
+        **calibration(predictions.probabilities().max(axis=1), predictions.right()),
         "macro": {name: float(values.mean()) for name, values in columns.items()},
         "per_class": {
             label: {name: float(values[index]) for name, values in columns.items()}
@@ -147,19 +153,9 @@ def fit_temperature(predictions: Predictions) -> float:
 def calibrated_metrics(predictions: Predictions, temperature):
     """Loss and calibration of a split's predictions after their logits have been divided by the temperature."""
     log_probabilities = (predictions.log_probabilities.double() / temperature).log_softmax(dim=1)
-    probabilities, classes = log_probabilities.exp().max(dim=1)
-    return {
-        "loss": nll_loss(log_probabilities, predictions.labels).item(),
-        **calibration(probabilities.numpy().round(DECIMALS), (classes == predictions.labels).numpy()),
-    }
-
-
-def wilson_interval(share, total):
-    """95% score interval of a proportion (Wilson 1927, JASA 22:209), as [low, high]."""
-    scale = 1 + Z**2 / total
-    centre = (share + Z**2 / (2 * total)) / scale
-    margin = Z * math.sqrt(share * (1 - share) / total + (Z / (2 * total)) ** 2) / scale
-    return [centre - margin, centre + margin]
+    confidences = log_probabilities.exp().max(dim=1).values.numpy().round(DECIMALS)
+    loss = nll_loss(log_probabilities, predictions.labels).item()
+    return {"loss": loss, **calibration(confidences, predictions.right())}
 
 
 def paired_difference(this, that):

@@ -8,6 +8,7 @@ and that is what `torch.nn.functional.cross_entropy` wants, because it applies (
 import torch
 from torch import nn
 from torch.nn.functional import unfold
+from torch.utils.flop_counter import FlopCounterMode
 
 import runs
 
@@ -25,7 +26,7 @@ class Network(nn.Module):
         self.register_buffer("mean", torch.zeros(3, 1, 1))
         self.register_buffer("std", torch.ones(3, 1, 1))
 
-    def adapt(self, images):
+    def fit_input(self, images):
         """Take what isn't learned, here mean and standard deviation, from the training images, uint8 [N, 3, 32, 32].
 
         Whoever trains a new network calls it first; a loaded one has it from its checkpoint.
@@ -139,9 +140,9 @@ class VGG(Network):
 class FastVGG(Network):
     """A VGG that reaches a higher accuracy with less computation: after airbench94 (Jordan 2024, arXiv:2404.00498).
 
-    Its first layer is not trained: it whitens patches of 2x2 pixels (adapt). Pooling follows the first convolution of a
-    block, so that the second has a quarter of the work. A convolution starts by handing on what it gets (Dirac), and at
-    the end global pooling replaces the hidden fully connected layer.
+    Its first layer is not trained: it whitens patches of 2x2 pixels (fit_input). Pooling follows the first convolution
+    of a block, so that the second has a quarter of the work. A convolution starts by handing on what it gets (Dirac),
+    and at the end global pooling replaces the hidden fully connected layer.
     """
 
     def __init__(self):
@@ -160,10 +161,10 @@ class FastVGG(Network):
         self.layers[0].weight.requires_grad_(False)
         nn.init.normal_(self.layers[-1].weight, std=1 / channels)  # so that all classes are about as probable at first
 
-    def adapt(self, images):
+    def fit_input(self, images):
         """Also make the first layer whiten: its 24 filters are the principal components of patches of 2x2 normalised
         pixels, each scaled to unit variance, and their negatives."""
-        super().adapt(images)
+        super().fit_input(images)
         patches = unfold(self.normalised(images[:5000]), kernel_size=2).transpose(1, 2).flatten(0, 1).double()
         variances, components = torch.linalg.eigh(patches.T @ patches / len(patches))
         filters = (components / (variances + 5e-4).sqrt()).T.view(-1, 3, 2, 2).float()
@@ -188,16 +189,11 @@ def count_parameters(model):
 
 
 def multiply_adds(model):
-    """Multiplications with an addition, in convolutions and fully connected layers, that one image takes to predict."""
-    total = 0
-    values = torch.zeros(1, 3, 32, 32, device=model.mean.device)
-    with torch.inference_mode():
-        for layer in model.eval().layers:
-            values = layer(values)
-            if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                positions = values[0, 0].numel()  # at each of which all weights are used; 1 without height and width
-                total += layer.weight.numel() * positions
-    return total
+    """Multiplications with an addition that one image takes to predict, in convolutions and matrix products."""
+    image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device=model.mean.device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval().logits(image)
+    return counter.get_total_flops() // 2
 
 
 def load_weights(model, weights, path):
@@ -209,13 +205,13 @@ def load_weights(model, weights, path):
 
 
 def load_model(path):
-    """The network of a checkpoint, ready to predict, and the checkpoint itself: (Network in eval mode, dict).
+    """The network of a checkpoint, ready to predict, and the checkpoint itself: (Network in eval mode, Checkpoint).
 
     Raises CheckpointError or OSError.
     """
     checkpoint = runs.load_checkpoint(path)
-    if checkpoint["model"] not in MODELS:
-        raise runs.CheckpointError(f"{path} holds an unknown model: {checkpoint['model']}")
-    model = build(checkpoint["model"])
-    load_weights(model, checkpoint["weights"], path)
+    if checkpoint.model not in MODELS:
+        raise runs.CheckpointError(f"{path} holds an unknown model: {checkpoint.model}")
+    model = build(checkpoint.model)
+    load_weights(model, checkpoint.weights, path)
     return model.eval(), checkpoint

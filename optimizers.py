@@ -20,7 +20,7 @@ def make_optimizer(model, recipe: Recipe):
     if recipe.optimizer == "adamw":
         groups = [{"params": weights, "factor": 1.0}]
         return torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
-    biases = {layer.bias for layer in model.layers if isinstance(layer, nn.BatchNorm2d)}
+    biases = {layer.bias for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)}
     parts = {part: [] for part in FACTORS}
     for weight in weights:
         parts["kernels" if weight.ndim == 4 else "biases" if weight in biases else "rest"].append(weight)
@@ -73,11 +73,14 @@ def orthogonalised(matrix):
 
 
 def load_optimizer(optimizer, saved, path):
-    """Take over what it has gathered, not its settings, which are the recipe's; raises CheckpointError."""
+    """Take over what it has gathered, not its settings, which are the recipe's; raises CheckpointError.
+
+    A weight that no step has moved, since the network doesn't use it, has no state.
+    """
     weights = dict(enumerate(weight for group in optimizer.param_groups for weight in group["params"]))
     states = saved.get("state")
-    fits = isinstance(states, dict) and states.keys() == weights.keys()
-    if not fits or not all(is_state_of(optimizer, weight, states[number]) for number, weight in weights.items()):
+    fits = isinstance(states, dict) and states.keys() <= weights.keys()
+    if not fits or not all(is_state_of(optimizer, weights[number], state) for number, state in states.items()):
         raise runs.CheckpointError(f"{path} has an optimiser state that doesn't fit its model")
     optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
 
@@ -89,7 +92,13 @@ def is_state_of(optimizer, weight, state):
     else:
         shapes = {"step": (), "exp_avg": weight.shape, "exp_avg_sq": weight.shape}
     fits = isinstance(state, dict) and state.keys() == shapes.keys()
-    return fits and all(runs.is_finite(part) and part.shape == shapes[name] for name, part in state.items())
+    return fits and all(runs.is_plain_tensor(part) and part.shape == shapes[name] for name, part in state.items())
+
+
+def set_learning_rate(optimizer, learning_rate):
+    """Let the next steps use a learning rate of the recipe, or its multiple for each group of weights."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["factor"] * learning_rate
 
 
 def learning_rate_at(step, total_steps, recipe: Recipe):

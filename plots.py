@@ -5,13 +5,19 @@ Usage:
     python plots.py outs/exercise_04        redraw all pictures of all runs under a folder
 """
 
-import command
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` leaves it out
+    import command
+
+    command.start()
+
 
 import io
 import itertools
-import sys
 import warnings
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -20,6 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, PercentFormatter
 from PIL import Image
 
+import command
 import corruptions
 import runs
 from metrics import metric_rows, metric_summary

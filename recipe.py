@@ -1,10 +1,10 @@
 """How a network is trained: the settings of a training, their defaults, limits and options."""
 
-import command
-
 import argparse
 import dataclasses
 import reprlib
+
+import command
 
 # What the numbers may be: their type, the lowest and the highest.
 LIMITS = {
@@ -17,7 +17,6 @@ LIMITS = {
     "skip_easy": (float, 0, 1),
     "seed": (int, 0, 2**63 - 1),
 }
-WARM_UP = 3  # epochs that visit all images, whatever is easy
 CHOICES = {"optimizer": ("adamw", "muon"), "schedule": ("constant", "linear")}
 
 
@@ -85,7 +84,7 @@ def add_options(parser):
     option("label_smoothing", "share of the target spread over all classes")
     option(
         "skip_easy",
-        f"share of the training images, of the lowest loss, that after {WARM_UP} epochs only every third one visits",
+        "share of the training images, those with the lowest recent losses, that only every third epoch visits",
     )
     option("schedule", "of the learning rate; linear: down to 0")
     option("seed", "of weights, batch order, dropout and augmentation")

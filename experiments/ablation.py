@@ -11,6 +11,10 @@ without Muon, another learning rate is needed: the last rows are those that were
 
 import command
 
+if __name__ == "__main__":
+    command.start()
+
+
 import dataclasses
 import sys
 
@@ -35,8 +39,8 @@ class WithoutWhitening(models.FastVGG):
         super().__init__()
         self.layers[0].weight.requires_grad_(True)
 
-    def adapt(self, images):
-        models.Network.adapt(self, images)
+    def fit_input(self, images):
+        models.Network.fit_input(self, images)
 
 
 class WithoutIdentities(models.FastVGG):

@@ -3,8 +3,6 @@
 README.md beside this file says which of them made which committed file. Here stands what the scripts share.
 """
 
-import command
-
 import dataclasses
 from pathlib import Path
 from typing import NamedTuple
@@ -12,15 +10,16 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import t
 
+import command
 import corruptions
 import data
 import evaluate
 import models
 import runs
 import train
-from experiments import EFFECTS, NOISE, RUNS, pictures
+from experiments import EFFECTS, LAST_EPOCH, NOISE, RUNS, TRUE_LOSS, pictures
 from metrics import mean_loss_and_accuracy
-from recipe import LIMITS, WARM_UP, Recipe
+from recipe import LIMITS, Recipe
 
 NOISE_STD = 10  # in grey levels of 255
 
@@ -53,25 +52,19 @@ def train_or_resume(folder, name, recipe: Recipe, arguments, network=None, preci
     with runs.claim_folder(folder):
         saved = None
         if (folder / runs.LAST).exists():
-            saved = train.load_run(folder, name, arguments.dataset, {})
-            check_recipe(folder, saved, recipe, arguments.dataset)
-        if saved and train.has_ended(saved["history"], recipe):
-            return saved["history"]
-        model, splits = train.prepare(network or name, arguments.dataset, arguments.data_dir, recipe, device)
-        before = saved["environment"] if saved else None
-        environment = command.describe_environment(device, precision, before=before)
-        about = {"model": name, "dataset": arguments.dataset, "environment": environment}
-        return train.train(model, splits, recipe, folder, about, saved, observe)
+            saved = runs.load_resumable(folder, name, arguments.dataset, {})
+            check_recipe(folder, saved.recipe, recipe, saved.dataset, arguments.dataset)
+        else:
+            for former in (TRUE_LOSS, LAST_EPOCH, NOISE):
+                (folder / former).unlink(missing_ok=True)
+        environment = command.describe_environment(device, precision, before=saved.environment if saved else None)
+        run = runs.Run(folder, name, arguments.dataset, recipe, environment, **({"id": saved.run_id} if saved else {}))
+        return train.train(run, device, arguments.data_dir, network, saved, observe)
 
 
-def is_run_of(about, recipe: Recipe, dataset):
-    """Whether a run is of this recipe and data set, by what its metrics or its checkpoint, a dict, say `about` it."""
-    return about["dataset"] == dataset and Recipe(**about["settings"]) == recipe
-
-
-def check_recipe(folder, about, recipe: Recipe, dataset):
+def check_recipe(folder, found: Recipe, recipe: Recipe, found_dataset, dataset):
     """Raise UsageError where the run in a folder is of another recipe: results must not be mixed, or replaced."""
-    if not is_run_of(about, recipe, dataset):
+    if (found, found_dataset) != (recipe, dataset):
         raise command.UsageError(f"{folder} holds a run of another recipe: choose another --folder, or remove it")
 
 
@@ -138,7 +131,7 @@ def compare_variants(argv, description, folder, variants, epochs):
 def write_noise_accuracy(folder, variant: Variant, arguments):
     """Write how good the best epoch is on the validation split with noise added, which no training has seen."""
     model = variant.build()
-    models.load_weights(model, runs.load_checkpoint(folder / runs.BEST)["weights"], folder / runs.BEST)
+    models.load_weights(model, runs.load_checkpoint(folder / runs.BEST).weights, folder / runs.BEST)
     split = data.load_splits(arguments.dataset, arguments.data_dir, ("validation",))["validation"]
     images = corruptions.noisy(split.images, NOISE_STD)
     _, accuracy = mean_loss_and_accuracy(evaluate.infer(model, data.Split(images, split.labels)))
@@ -189,8 +182,7 @@ def summary(folder, variants, epochs):
 def pflop(multiply_adds, recipe: Recipe):
     """The operations of a training on CIFAR-10, in 1e15: six for each multiply-add of an image that an epoch visits."""
     images = data.TOTAL - data.VALIDATION - data.TEST
-    skipped = recipe.skip_easy * 2 / 3 * max(0, recipe.epochs - WARM_UP)
-    return 6 * multiply_adds * images * (recipe.epochs - skipped) / 1e15
+    return 6 * multiply_adds * images * data.epochs_for_an_image(recipe.skip_easy, recipe.epochs) / 1e15
 
 
 def effects(values, pairs):

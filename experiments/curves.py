@@ -11,6 +11,10 @@ and beside it the one that it was trained on.
 
 import command
 
+if __name__ == "__main__":
+    command.start()
+
+
 import sys
 from pathlib import Path
 

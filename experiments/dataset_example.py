@@ -9,6 +9,10 @@ Saves and draws the first ten training images of every class, as plot_dataset_ex
 
 import command
 
+if __name__ == "__main__":
+    command.start()
+
+
 import sys
 
 import data

@@ -9,6 +9,10 @@ Both networks by the exercise's recipe, for 20 epochs, with its rate of 1e-4 and
 
 import command
 
+if __name__ == "__main__":
+    command.start()
+
+
 import sys
 
 from experiments.common import Variant, compare_variants

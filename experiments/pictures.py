@@ -7,6 +7,10 @@ Usage:
 
 import command
 
+if __name__ == "__main__":
+    command.start()
+
+
 import itertools
 import sys
 from pathlib import Path

@@ -9,6 +9,10 @@ cnn2 by the exercise's recipe, for 20 epochs, in bf16 and in fp32.
 
 import command
 
+if __name__ == "__main__":
+    command.start()
+
+
 import sys
 
 from experiments.common import Variant, compare_variants

@@ -13,6 +13,10 @@ on where it was. A run of this recipe in outs/exercise_04 or outs/softmax_twice 
 
 import command
 
+if __name__ == "__main__":
+    command.start()
+
+
 import dataclasses
 import sys
 from pathlib import Path
@@ -28,7 +32,6 @@ from experiments.common import (
     check_recipe,
     evaluate_run,
     folders_of_seeds,
-    is_run_of,
     make_parser,
     parse_arguments,
     train_or_resume,
@@ -74,7 +77,8 @@ def main(argv=None):
 def is_committed(run, recipe, dataset):
     """Whether a run of this recipe and data set is in its folder of COMMITTED."""
     if run in COMMITTED and (COMMITTED[run] / runs.METRICS).exists():
-        return is_run_of(runs.read_metrics(COMMITTED[run]), recipe, dataset)
+        metrics = runs.read_metrics(COMMITTED[run])
+        return (runs.recipe_of(metrics["settings"]), metrics["dataset"]) == (recipe, dataset)
     return False
 
 
@@ -83,7 +87,7 @@ def write_last_epoch(folder, arguments):
     model, checkpoint = models.load_model(folder / runs.LAST)
     test = data.load_splits(arguments.dataset, arguments.data_dir, ("test",))["test"]
     _, accuracy = mean_loss_and_accuracy(evaluate.infer(model, test))
-    rows = [{"epoch": checkpoint["epoch"], "test_accuracy": accuracy}]
+    rows = [{"epoch": checkpoint.epoch, "test_accuracy": accuracy}]
     runs.write_atomically(folder / LAST_EPOCH, runs.csv_bytes(rows))
 
 
@@ -95,7 +99,9 @@ def summary(arguments, epochs):
         committed = COMMITTED[run] if is_committed(run, recipe, arguments.dataset) else None
         for seed, path in folders_of_seeds(arguments.folder / run, runs.METRICS, committed).items():
             metrics, history = runs.read_metrics(path), runs.read_history(path)
-            check_recipe(path, metrics, dataclasses.replace(recipe, seed=seed), arguments.dataset)
+            found = runs.recipe_of(metrics["settings"])
+            expected = dataclasses.replace(recipe, seed=seed)
+            check_recipe(path, found, expected, metrics["dataset"], arguments.dataset)
             last = runs.read_rows(path / LAST_EPOCH) if (path / LAST_EPOCH).exists() else []
             rows.append(
                 {

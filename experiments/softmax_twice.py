@@ -13,6 +13,10 @@ is of that network too.
 
 import command
 
+if __name__ == "__main__":
+    command.start()
+
+
 import sys
 
 import data

@@ -9,6 +9,10 @@ tests/test_report.py fails when one of them says anything else.
 
 import command
 
+if __name__ == "__main__":
+    command.start()
+
+
 import itertools
 import json
 import re

@@ -21,12 +21,14 @@ Tried, and of no use at batch 32: OMP_WAIT_POLICY=active, a longer GOMP_SPINCOUN
 torch.maximum (faster forward, much slower backward).
 
 Then, of cnn2 and vgg: an image's time in larger batches, with the peak memory, and a step's time alone and beside a
-process that keeps a core busy, with threads bound to cores (command.bind_threads) and free. Of cnn2: what validation,
-history and checkpoints add to an epoch; epochs of a quarter, half and all of the training split. Of the command: the
-time to its first step, its peak memory.
+process that keeps a core busy, with threads bound to cores (command.bind_threads) and free.
 """
 
 import command
+
+if __name__ == "__main__":
+    command.start()
+
 
 import contextlib
 import json
@@ -37,7 +39,6 @@ import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -48,7 +49,6 @@ from torchvision import transforms
 from torchvision.datasets import CIFAR10
 
 import data
-import evaluate
 import models
 import optimizers
 import train
@@ -79,14 +79,10 @@ def main(argv=None):
         "rounds": arguments.rounds,
     }
     print("\n".join(f"{name}: {value}" for name, value in machine.items()))
-    results = {"machine": machine, "command": measure_command(arguments.data_dir)}
-    print(f"\ntrain.py --model cnn2: {results['command']}")
-
-    splits = data.load_splits("cifar10", arguments.data_dir, ("train", "validation"))
-    splits = {name: split.to(device) for name, split in splits.items()}
-    results["steps"] = {}
+    results = {"machine": machine, "steps": {}}
+    split = data.load_splits("cifar10", arguments.data_dir, ["train"])["train"].to(device)
     for name in arguments.models:
-        results["steps"][name] = compare(name, splits["train"], arguments.data_dir, precision, arguments.rounds)
+        results["steps"][name] = compare(name, split, arguments.data_dir, precision, arguments.rounds)
     few = min(arguments.rounds, 3)
     results["batches"] = {name: measure_batches(name, arguments.data_dir, precision, few) for name in ("cnn2", "vgg")}
     results["busy"] = {
@@ -94,8 +90,6 @@ def main(argv=None):
     }
     for title in ("batches", "busy"):
         print(f"\n{title}: {json.dumps(results[title], indent=1)}")
-    results["epoch"] = measure_epoch(splits, precision, few)
-    print(f"\ncnn2, a whole epoch: {json.dumps(results['epoch'], indent=1)}")
     if len(arguments.models) == len(models.MODELS):
         arguments.json = arguments.json or ROOT / "experiments" / "throughput.json"
     if arguments.json:
@@ -109,23 +103,22 @@ class Project:
         self.split = split
         torch.manual_seed(0)
         self.model = models.build(name)
-        self.model.adapt(split.images[:1000].cpu())
-        self.model.to(split.labels.device)
+        device = split.labels.device
+        self.model.fit_input(split.images[:1000].cpu())
+        self.model.to(device)
         self.optimizer = optimizers.make_optimizer(self.model, Recipe())
-        self.autocast = train.make_autocast(split.labels.device, precision)
-        self.losses = torch.zeros(len(split.labels), device=split.labels.device)
-        order = torch.arange(Recipe.batch_size, device=split.labels.device)
-        self.batch = next(data.batches(split, order, Recipe.batch_size, 0, 1))
+        self.forward = train.make_forward(self.model, device, {"precision": precision, "compile": False})
+        order = torch.arange(Recipe.batch_size, device=device)
+        _, *self.batch = next(data.batches(split, order, Recipe.batch_size, 0, 1))
 
     def epoch(self, images, batch_size=Recipe.batch_size):
         part = data.Split(self.split.images[:images], self.split.labels[:images])
-        recipe = Recipe(batch_size=batch_size)
-        how = (recipe, 1, self.autocast, self.losses)
-        train.train_epoch(self.model, self.model.logits, self.optimizer, part, *how)
+        losses = torch.zeros(images, device=part.labels.device)
+        train.train_epoch(self.model, self.forward, self.optimizer, part, Recipe(batch_size=batch_size), 1, losses)
 
     def resident(self, steps):
         for _ in range(steps):
-            train.train_step(self.model.logits, self.optimizer, *self.batch, self.autocast)
+            train.train_step(self.forward, self.optimizer, *self.batch)
 
 
 class UsualScript:
@@ -214,29 +207,6 @@ def ratio(slower, faster):
     return summary([a / b for a, b in zip(slower, faster)])
 
 
-def measure_epoch(splits, precision, rounds):
-    """Seconds of cnn2: what an epoch consists of, and how its cost grows with the number of images."""
-    project, count = Project("cnn2", splits["train"], precision), len(splits["train"].labels)
-    project.epoch(count)  # warms up, and gives the optimiser the state that is saved
-    parts = {"training": [], "validation": [], "history and checkpoints": []}
-    growth = {f"{images:,} images": [] for images in (count // 4, count // 2)}
-    row = {"epoch": 80, "validation_accuracy": 0.5, "validation_loss": 1.0, "seconds": 5.0}  # the best: both are saved
-    history = [row | {"epoch": earlier, "validation_accuracy": 0.1} for earlier in range(1, 80)] + [row]
-    about = {"model": "cnn2", "dataset": "cifar10", "environment": {}}
-    progress = {"optimizer": project.optimizer.state_dict(), "history": history, "image_losses": project.losses}
-    saved = (project.model, progress, Recipe(), about)
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in range(rounds):
-            parts["training"].append(timed(project.epoch, count))
-            parts["validation"].append(timed(evaluate.infer, project.model, splits["validation"]))
-            parts["history and checkpoints"].append(timed(train.save_epoch, Path(folder), *saved))
-            for images, title in zip((count // 4, count // 2), growth):
-                growth[title].append(timed(project.epoch, images))
-    seconds = {name: summary(values) for name, values in (parts | growth).items()}
-    added = [(a + b) / c for c, a, b in zip(*parts.values())]
-    return {"seconds": seconds, "added to training": summary(added)}
-
-
 def measure_batches(name, data_dir, precision, rounds):
     """Microseconds an image and peak memory by batch size, each measured in a process of its own."""
     images = 2_048 if name == "vgg" else 16_384
@@ -287,7 +257,6 @@ def measure_busy(name, data_dir, precision, rounds):
     else:
         del os.environ["OMP_PROC_BIND"]
     ratios = {
-        "bound / free, alone": ratio(measured["bound, alone"], measured["free, alone"]),
         "busy / alone, bound": ratio(measured["bound, busy"], measured["bound, alone"]),
         "busy / alone, free": ratio(measured["free, busy"], measured["free, alone"]),
     }
@@ -332,28 +301,6 @@ def new_process():
         yield pool
         pool.close()
         pool.join()
-
-
-def measure_command(data_dir):
-    """Seconds from the command to its first step, and the peak memory, of `train.py --model cnn2 --epochs 1`."""
-    import resource  # not on Windows
-
-    with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, ROOT / "train.py", "--model", "cnn2", "--epochs", "1"]
-        start = time.perf_counter()
-        with all_cores():
-            process = subprocess.Popen(
-                [*words, "--data-dir", data_dir, "--out-dir", folder], stdout=subprocess.PIPE, text=True
-            )
-        while not process.stdout.readline().startswith("cnn2 on cifar10"):  # which precedes the first epoch
-            if process.poll() is not None:
-                break
-        seconds = time.perf_counter() - start
-        process.communicate()
-    if process.returncode:
-        raise command.UsageError(f"train.py ended with exit code {process.returncode}: see above")
-    peak = megabytes(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-    return {"seconds to first step": round(seconds, 2), "peak memory in MB": round(peak)}
 
 
 def megabytes(peak):

@@ -9,6 +9,10 @@ From cnn2 to vgg in steps, each adding one thing to the one before; all by the e
 
 import command
 
+if __name__ == "__main__":
+    command.start()
+
+
 import sys
 
 from torch import nn

@@ -1,21 +1,19 @@
 """What the tests share. Nothing here or in a test needs a network; real training is done on scikit-learn's digits."""
 
-import os
-
-os.environ.setdefault("OMP_PROC_BIND", "false")  # else commands that a test starts would inherit this process's core
-
-import command
-
 import contextlib
+import csv
 import functools
 import io
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import command
 import data
 import download
 import plots
@@ -141,3 +139,74 @@ def cifar10_dir():
     if not (folder / "cifar-10-batches-py").is_dir():
         pytest.skip("CIFAR-10 is not here: neither in $CIFAR10_DIR nor in data/")
     return folder
+
+
+# What tests of a run share.
+
+DIGITS = ["--dataset", "digits"]
+
+
+FILES = {
+    ".lock",
+    "best.pt",
+    "last.pt",
+    "history.csv",
+    "metrics.json",
+    "predictions_test.npz",
+    "loss_plot.png",
+    "calibration.png",
+    "mistakes.npz",
+    "mistakes.png",
+    "random_predictions.npz",
+    "random_predictions.png",
+    *(f"{kind}_{split}.png" for kind in ("confusion_matrix", "metrics") for split in ("train", "validation", "test")),
+}
+
+
+FILTERS = {"filters.npz", "filters.png", "inside.npz", "inside.png"}  # of networks with convolutions
+
+
+def history_without_seconds(folder):
+    with open(folder / "history.csv", newline="") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def assert_same_weights(*paths):
+    first, *others = (runs.load_checkpoint(path).weights for path in paths)
+    for other in others:
+        assert first.keys() == other.keys()
+        for name in first:
+            assert torch.equal(first[name], other[name]), name
+
+
+def interrupt_call(monkeypatch, owner, name, number):
+    """Let the call of that number, from 1, of a function raise KeyboardInterrupt in its place."""
+    function, left = getattr(owner, name), [number]
+
+    def interrupted(*arguments, **options):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, interrupted)
+
+
+def quick(call, *options, model="cnn1", epochs=2, code=0):
+    result = call(train.main, "--model", model, *DIGITS, "--epochs", epochs, *options)
+    assert result[0] == code, result
+    return result
+
+
+def interrupted(*arguments, **options):
+    raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="session")
+def two_epochs(tmp_path_factory):
+    """The run folder of two uninterrupted epochs, as `quick` trains them."""
+    folder = tmp_path_factory.mktemp("two_epochs")
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_pictures(patch)
+        train.main(["--model", "cnn1", *DIGITS, "--epochs", "2", "--out-dir", str(folder)])
+    return folder / "cnn1"

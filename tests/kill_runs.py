@@ -8,8 +8,6 @@ on a clock. Each run is a fork of this process, which saves the seconds in which
 written, but not drawn as PNGs.
 """
 
-import command
-
 import contextlib
 import io
 import json
@@ -20,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import command
 import plots
 import runs
 import train
@@ -74,8 +73,8 @@ def run(folder, *options, fatal=None):
 def evidence(folder):
     """What must be equal: all weights, the optimiser's state, the history and the metrics without seconds."""
     best, last = (runs.load_checkpoint(folder / "cnn1" / name) for name in ("best.pt", "last.pt"))
-    state = [tensor for part in last["optimizer"]["state"].values() for tensor in part.values()]
-    tensors = [*best["weights"].values(), *last["weights"].values(), *state]
+    state = [tensor for part in last.optimizer["state"].values() for tensor in part.values()]
+    tensors = [*best.weights.values(), *last.weights.values(), *state]
     rows = (folder / "cnn1" / "history.csv").read_text().splitlines()
     metrics = json.loads((folder / "cnn1" / "metrics.json").read_text()) | {"seconds": None}
     files = sorted(path.name for path in (folder / "cnn1").iterdir())
@@ -96,7 +95,7 @@ def main():
             _, code = run(folder, fatal=fatal)
             assert code == -signal.SIGKILL, f"moment {fatal}: exit code {code}"
             saved = [folder / "cnn1" / name for name in ("best.pt", "last.pt")]
-            loaded = [runs.load_checkpoint(path)["epoch"] for path in saved if path.exists()]
+            loaded = [runs.load_checkpoint(path).epoch for path in saved if path.exists()]
             resumable = saved[1].exists()
             epochs.append(loaded[-1] if resumable else 0)
             _, code = run(folder, *(["--resume"] if resumable else []))

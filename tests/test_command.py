@@ -1,5 +1,3 @@
-import command
-
 import errno
 import io
 import os
@@ -11,6 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 
+import command
 import evaluate
 import plots
 import runs
@@ -37,17 +36,20 @@ def test_what_is_not_needed_for_an_answer_is_not_imported(script):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="OpenMP binds threads on Linux only")
-@pytest.mark.parametrize("setting", [{}, {"OMP_PROC_BIND": "false"}, {"OMP_NUM_THREADS": "2"}])
+@pytest.mark.parametrize(
+    "setting", [{}, {"OMP_PROC_BIND": "false"}, {"OMP_NUM_THREADS": "2"}, {"MKL_NUM_THREADS": "2"}]
+)
 def test_threads_keep_to_cores_unless_the_user_says_otherwise(setting):
     program = """
 import command
+command.start()
 import os
 before = os.sched_getaffinity(0)
 import torch
 torch.rand(10**7).sum()
 print(len(before) > 1 and os.sched_getaffinity(0) < before)
 """
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "MKL_"))}
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, env=kept | setting, capture_output=True, text=True, check=True
     )
@@ -57,9 +59,36 @@ print(len(before) > 1 and os.sched_getaffinity(0) < before)
     assert done.stdout.strip() == str(bound)
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux alone binds threads")
+def test_importing_the_modules_changes_nothing():
+    modules = ", ".join(path.stem for path in ROOT.glob("*.py"))
+    program = f"""
+import os, signal, sys
+before = os.sched_getaffinity(0), dict(os.environ), signal.getsignal(signal.SIGTERM), list(sys.path), sys.excepthook
+import matplotlib, sklearn, torch, torchvision
+style = dict(matplotlib.rcParams)
+import {modules}
+import experiments.ablation, experiments.seeds, experiments.tables, experiments.throughput
+torch.rand(10**6).sum()
+after = os.sched_getaffinity(0), dict(os.environ), signal.getsignal(signal.SIGTERM), list(sys.path), sys.excepthook
+print(before == after, style == dict(matplotlib.rcParams), torch.are_deterministic_algorithms_enabled())
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "True True False", done.stderr
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "plots.py"])
+def test_scripts_run_where_python_leaves_out_their_folder(tmp_path, script):
+    environment = os.environ | {"PYTHONSAFEPATH": "1"}
+    words = [sys.executable, ROOT / script, "--help"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.startswith("usage"), done.stderr
+
+
 def test_second_ctrl_c_while_the_first_is_answered_gives_no_traceback(tmp_path):
     program = """
 import command
+command.start()
 def main():
     try:
         raise KeyboardInterrupt
@@ -161,7 +190,6 @@ def test_text_from_outside_can_do_nothing_to_a_terminal(call):
     assert err.splitlines() == ["test_command.py: a file \\x1b[2J\\n says", "and a second line"]
 
 
-@pytest.mark.skipif(command.fcntl is None, reason="Windows has no locks")
 def test_waiting_for_another_process_is_said(tmp_path, monkeypatch):
     def wait():
         with command.locked(tmp_path, "Waiting for the other one"):

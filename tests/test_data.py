@@ -60,26 +60,31 @@ def test_an_epoch_visits_every_image_once_in_an_order_of_its_own():
     split = a_split()
     orders = {}
     for seed, epoch in ((0, 1), (0, 2), (1, 1)):
-        order = data.epoch_order(len(split.labels), seed, epoch)
+        order = data.epoch_order(torch.zeros(100), 0, seed, epoch)
         visited = list(data.batches(split, order, 32, seed, epoch))
-        assert [len(labels) for _, labels in visited] == [32, 32, 32, 4]
-        for images, labels in visited:
-            assert torch.equal(images[:, 0, 0, 0].long(), labels), "images and labels belong together"
-        order = torch.cat([labels for _, labels in visited])
+        assert [len(labels) for _, _, labels in visited] == [32, 32, 32, 4]
+        for indices, images, labels in visited:
+            assert torch.equal(images[:, 0, 0, 0].long(), labels) and torch.equal(indices, labels), (
+                "they belong together"
+            )
+        order = torch.cat([labels for _, _, labels in visited])
         assert torch.equal(order.sort().values, split.labels)
-        assert torch.equal(order, data.epoch_order(len(split.labels), seed, epoch))
+        assert torch.equal(order, data.epoch_order(torch.zeros(100), 0, seed, epoch))
         orders[seed, epoch] = tuple(order.tolist())
     assert len(set(orders.values())) == 3
 
 
 def test_each_third_epoch_visits_an_easy_image():
-    easy = torch.arange(300) < 200
+    """Easy are those of the lowest losses, once all images have been visited in three epochs."""
+    losses = torch.arange(300.0)
     visits = torch.zeros(300, dtype=torch.int64)
+    assert len(data.epoch_order(losses, 2 / 3, 0, 3)) == 300
     for epoch in range(4, 10):
-        order = data.epoch_order(300, 0, epoch, easy)
+        order = data.epoch_order(losses, 2 / 3, 0, epoch)
         assert 100 < len(order) < 200 and len(order.unique()) == len(order)
         visits[order] += 1
     assert (visits[:200] == 2).all() and (visits[200:] == 6).all()
+    assert 3 + visits.double().mean() == pytest.approx(data.epochs_for_an_image(2 / 3, 9))
 
 
 def test_a_square_is_hidden_where_told():
@@ -106,7 +111,7 @@ def test_augmentation_varies_by_image_and_epoch_and_repeats_by_seed():
     split = data.Split(torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8), torch.arange(64))
 
     def epoch(number, seed=0):
-        return next(data.batches(split, torch.arange(64), 64, seed, number, augment=True))[0]
+        return next(data.batches(split, torch.arange(64), 64, seed, number, augment=True))[1]
 
     assert torch.equal(epoch(1), epoch(1))
     assert not torch.equal(epoch(1), epoch(2)) and not torch.equal(epoch(1), epoch(1, seed=1))
@@ -120,7 +125,7 @@ def test_each_image_is_mirrored_in_every_other_epoch(monkeypatch):
     split = data.Split(torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8), torch.arange(64))
     mirrored = []
     for number in (1, 2, 3):
-        images, labels = next(data.batches(split, torch.arange(64), 64, 0, number, augment=True))
+        _, images, labels = next(data.batches(split, torch.arange(64), 64, 0, number, augment=True))
         flips = (images == split.images[labels].flip(-1)).flatten(1).all(dim=1)
         assert torch.equal(
             images, torch.where(flips[:, None, None, None], split.images[labels].flip(-1), split.images[labels])

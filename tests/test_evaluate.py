@@ -1,5 +1,4 @@
-import command
-
+import dataclasses
 import json
 import math
 import re
@@ -67,7 +66,7 @@ def test_inside_shows_the_first_right_and_wrong_predictions(finished_run):
 
 def test_filters_are_the_kernels_of_the_first_convolution(finished_run):
     folder, _ = finished_run("cnn2")
-    weights = runs.load_checkpoint(folder / "best.pt")["weights"]["layers.0.weight"]
+    weights = runs.load_checkpoint(folder / "best.pt").weights["layers.0.weight"]
     saved = np.load(folder / "filters.npz")
     assert np.array_equal(saved["weights"], weights)
     torch.manual_seed(0)
@@ -255,7 +254,6 @@ def test_several_networks_share_the_data(finished_run, call, tmp_path, monkeypat
     assert load_splits.call_count == 2 and noisy.call_count == len(corruptions.CORRUPTIONS["noise"].amounts)
 
 
-@pytest.mark.skipif(command.fcntl is None, reason="Windows has no locks")
 def test_a_folder_that_is_trained_in_is_refused_before_another_is_evaluated(finished_run, call, tmp_path):
     folders = [finished_run(model)[0] for model in ("cnn1", "dense")]
     with runs.claim_folder(folders[1]):
@@ -365,7 +363,7 @@ def test_a_mistake_gets_one_line(call, tmp_path, arguments, reason):
 
 
 def test_checkpoint_of_an_unknown_data_set_is_refused(finished_run, call, tmp_path):
-    foreign = runs.load_checkpoint(finished_run("cnn2")[0] / "best.pt") | {"dataset": "mnist"}
+    foreign = dataclasses.replace(runs.load_checkpoint(finished_run("cnn2")[0] / "best.pt"), dataset="mnist")
     runs.save_checkpoint(tmp_path / "best.pt", foreign)
     code, out, err = call(evaluate.main, "best.pt")
     assert code == 2 and "'mnist'" in err and len(err.splitlines()) == 1
@@ -388,7 +386,7 @@ def test_leftovers_of_a_killed_evaluation_are_swept(finished_run, call, tmp_path
 
 def test_checkpoints_of_different_data_sets_are_not_compared(finished_run, call, tmp_path):
     folder, _ = finished_run("cnn2")
-    foreign = runs.load_checkpoint(folder / "best.pt") | {"dataset": "cifar10"}
+    foreign = dataclasses.replace(runs.load_checkpoint(folder / "best.pt"), dataset="cifar10")
     runs.save_checkpoint(tmp_path / "best.pt", foreign)
     code, out, err = call(evaluate.main, folder / "best.pt", "best.pt")
     assert code == 2 and out == "" and "different data sets" in err

@@ -1,17 +1,15 @@
-import command
-
 import collections
 import dataclasses
 import importlib
 import json
 import math
 import shutil
-import sys
 
 import numpy as np
 import pytest
 import torch
 
+import command
 import corruptions
 import data
 import evaluate
@@ -28,7 +26,6 @@ from experiments import (
     precision,
     seeds,
     softmax_twice,
-    throughput,
     vgg_apart,
 )
 from metrics import mean_loss_and_accuracy
@@ -59,7 +56,7 @@ def test_an_experiment_goes_on_where_it_was_stopped(call, tmp_path, monkeypatch,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as first_epoch:
-        first_epoch.setattr(train, "report", interrupted)
+        first_epoch.setattr(train, "print_epoch", interrupted)
         assert call(softmax_twice.main, *DIGITS, "--epochs", "2")[0] == 130
     code, out, err = call(softmax_twice.main, *DIGITS, "--epochs", "2")
     assert code == 0 and "epoch 2/2" in out and "epoch 1/2" not in out, err
@@ -247,21 +244,3 @@ def test_seeds_are_trained_once_and_summed_up_with_the_committed_run(call, tmp_p
     assert call(seeds.main, *options)[0] == 0
     assert [row["seed"] for row in runs.read_rows("longer/seeds.csv")] == ["0"]
     assert runs.read_metrics("longer/dense/0")["settings"]["epochs"] == 2
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no peak memory to ask for")
-def test_time_to_the_first_step_is_not_that_to_the_first_line(tmp_path, monkeypatch):
-    """In a fresh clone, the first lines are about the download."""
-    monkeypatch.setattr(throughput, "ROOT", tmp_path)
-    lines = [
-        "import time",
-        "print('Fetching CIFAR-10', flush=True)",
-        "time.sleep(0.3)",
-        "print('cnn2 on cifar10: ready')",
-    ]
-    (tmp_path / "train.py").write_text("\n".join(lines))
-    measured = throughput.measure_command(tmp_path)
-    assert measured["seconds to first step"] >= 0.3 and measured["peak memory in MB"] > 1
-    (tmp_path / "train.py").write_text("import sys\nprint('Fetching CIFAR-10')\nsys.exit(2)")
-    with pytest.raises(command.UsageError, match="exit code 2"):
-        throughput.measure_command(tmp_path)

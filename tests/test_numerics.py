@@ -17,8 +17,6 @@ import train
 
 # Everything that draws random numbers, and each optimiser.
 RECIPE = train.Recipe(augment=True, label_smoothing=0.1, schedule="linear", learning_rate=3e-4)
-RECIPES = dict.fromkeys(models.MODELS, RECIPE)
-RECIPES["vgg_fast"] = dataclasses.replace(RECIPE, optimizer="muon", learning_rate=0.1)
 LOSSES = {
     "dense": [2.32055, 2.26239, 2.23355, 2.22487],
     "cnn1": [2.32004, 2.25292, 2.26947, 2.32733],
@@ -30,30 +28,29 @@ LOSSES = {
 
 def first_losses(name):
     split = data.load_splits("digits", "", ["train"])["train"]
-    recipe = RECIPES[name]
+    recipe = dataclasses.replace(RECIPE, optimizer="muon", learning_rate=0.1) if name == "vgg_fast" else RECIPE
     torch.manual_seed(recipe.seed)
     model = models.build(name).train()
-    model.adapt(split.images)
-    for layer in model.layers:
+    model.fit_input(split.images)
+    for layer in model.modules():
         if isinstance(layer, torch.nn.Dropout):
             layer.p = 0.0  # PyTorch 2.6 and 2.14 draw different masks, which is no mistake
     optimizer = optimizers.make_optimizer(model, recipe)
-    autocast = train.make_autocast(torch.device("cpu"), "fp32")
     losses = []
-    order = data.epoch_order(len(split.labels), recipe.seed, 1)
+    order = data.epoch_order(torch.zeros(len(split.labels)), 0, recipe.seed, 1)
     batches = data.batches(split, order, 32, recipe.seed, 1, recipe.augment)
-    for step, batch in zip(range(len(LOSSES[name])), batches):
-        for group in optimizer.param_groups:
-            group["lr"] = optimizers.learning_rate_at(step, 100, recipe) * group["factor"]
-        losses.append(train.train_step(model.logits, optimizer, *batch, autocast, recipe.label_smoothing)[0].item())
+    for step, (_, images, labels) in zip(range(len(LOSSES[name])), batches):
+        optimizers.set_learning_rate(optimizer, optimizers.learning_rate_at(step, 100, recipe))
+        logits = train.train_step(model.logits, optimizer, images, labels, recipe.label_smoothing)
+        losses.append(torch.nn.functional.cross_entropy(logits, labels).item())
     return losses
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", LOSSES)
 def test_first_losses_are_those_of_the_committed_results(name):
     assert first_losses(name) == pytest.approx(LOSSES[name], rel=3e-4)
 
 
 if __name__ == "__main__":
-    for name in models.MODELS:
+    for name in LOSSES:
         print(name, [round(loss, 5) for loss in first_losses(name)])
