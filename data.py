@@ -19,8 +19,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+import augmentation
 import command
 import download
+from augmentation import derived_seed
 from download import DataError
 
 CLASSES = {
@@ -33,7 +35,6 @@ VALIDATION, TEST, TOTAL = 5_000, 10_000, 60_000  # images of CIFAR-10; the digit
 
 WARM_UP = 3  # epochs that visit all images, whatever is easy
 EASY_EVERY = 3
-MAX_SHIFT, HIDDEN, GREY = 4, 10, 120  # by --augment: pixels in each direction, side of the square, its colour
 
 
 class Split(NamedTuple):
@@ -110,11 +111,6 @@ def read_cifar10(data_dir, names, split_seed):
     return splits
 
 
-def derived_seed(*numbers):
-    """One well-mixed seed from several, as (seed, epoch, purpose), so that each gets random numbers of its own."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
 def epoch_order(image_losses, skip_easy, seed, epoch):
     """The samples that an epoch visits, in its order: int64 [M] on the device of `image_losses`, float32 [N].
 
@@ -140,65 +136,29 @@ def epochs_for_an_image(skip_easy, epochs):
     return epochs - skip_easy * (1 - 1 / EASY_EVERY) * max(0, epochs - WARM_UP)
 
 
-def batches(split, order, batch_size, seed, epoch, augment=False):
+def batches(split, order, batch_size, seed, epoch, augment=False, corrupt=None):
     """Yield (indices, images, labels) in a given order, int64 [batch_size], uint8 [batch_size, 3, 32, 32] and int64
     [batch_size], with an augmentation that (seed, epoch) alone decide.
 
-    `order`, int64 [M], is on the split's device.
-    All random numbers are drawn at once and on the CPU: the same on every device, and nothing to save for a resume.
-    The last batch of an epoch is smaller where `batch_size` doesn't divide the number of samples.
+    `order`, int64 [M], is on the split's device. `corrupt` is a dict from a kind of corruption to its share of the
+    samples (augmentation.KINDS). The last batch of an epoch is smaller where `batch_size` doesn't divide M.
     """
+    count, device = len(split.labels), order.device
     if augment:
-        flips, shifts, corners = (part.to(order.device) for part in draw_changes(len(split.labels), seed, epoch))
+        flips, shifts, corners = (part.to(device) for part in augmentation.draw_changes(count, seed, epoch))
+    if corrupt:
+        kinds, strengths = (part.to(device) for part in augmentation.draw_corruptions(count, corrupt, seed, epoch))
     pixels = split.images.permute(0, 2, 3, 1)  # in the order of memory: each image is one run of bytes to copy
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         images = pixels.index_select(0, batch).permute(0, 3, 1, 2)
         if augment:
-            images = hide_square(flip_and_shift(images, flips[batch], shifts[batch]), corners[batch])
+            images = augmentation.flip_and_shift(images, flips[batch], shifts[batch])
+            images = augmentation.hide_square(images, corners[batch])
+        if corrupt:
+            noise_seed = derived_seed(seed, epoch, 6, start)
+            images = augmentation.corrupt(images, kinds[batch], strengths[batch], noise_seed)
         yield batch, images, split.labels[batch]
-
-
-def draw_changes(count, seed, epoch):
-    """What is done to each sample in an epoch: flips, bool [N]; shifts and corners of hidden squares, int64 [N, 2]."""
-    generator = torch.Generator().manual_seed(derived_seed(seed, 0, 1))
-    flips = torch.randint(0, 2, (count,), generator=generator, dtype=torch.bool)
-    # Each image in turn as it is and mirrored: a flip drawn anew would repeat the last epoch's half of the time (Jordan
-    # 2024, arXiv:2404.00498).
-    flips ^= epoch % 2 == 1
-    generator.manual_seed(derived_seed(seed, epoch, 3))
-    shifts = torch.randint(-MAX_SHIFT, MAX_SHIFT + 1, (count, 2), generator=generator)
-    return flips, shifts, torch.randint(0, 32 - HIDDEN + 1, (count, 2), generator=generator)
-
-
-def flip_and_shift(images, flips, shifts):
-    """Mirror the images for which `flips` (bool [N]) says so, then move each by `shifts` (int64 [N, 2]: down, right).
-
-    uint8 [N, 3, H, W] in and out. What comes in from outside is the reflection of what is inside.
-    """
-    count, _, height, width = images.shape
-    rows = reflected(torch.arange(height, device=images.device) - shifts[:, :1], height)
-    columns = reflected(torch.arange(width, device=images.device) - shifts[:, 1:], width)
-    columns = torch.where(flips[:, None], width - 1 - columns, columns)
-    samples = torch.arange(count, device=images.device)[:, None, None]
-    return images.permute(0, 2, 3, 1)[samples, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-def hide_square(images, corners):
-    """Images, uint8 [N, 3, H, W], with a grey square in each (DeVries & Taylor 2017, arXiv:1708.04552: cutout), whose
-    upper left pixels are `corners`, int64 [N, 2]: row, column."""
-    inside = []
-    for axis in (0, 1):
-        places = torch.arange(images.shape[2 + axis], device=images.device) - corners[:, [axis]]
-        inside.append((places >= 0) & (places < HIDDEN))
-    rows, columns = inside
-    return images.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], GREY)
-
-
-def reflected(positions, size):
-    """Positions of less than `size` beyond the ends of [0, size), as a mirror on the first or last one sees them."""
-    positions = positions.abs()
-    return torch.where(positions < size, positions, 2 * (size - 1) - positions)
 
 
 def examples(split, per_class):

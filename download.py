@@ -53,13 +53,20 @@ def describe_damage(folder):
 
 @contextlib.contextmanager
 def cifar10_root(data_dir):
-    """A folder that holds cifar-10-batches-py/: `data_dir` itself, after fetching and extracting where need be.
+    """The folder that holds cifar-10-batches-py/, after fetching and extracting where need be.
 
-    An archive in a read-only folder is extracted into a temporary folder, for the time of the `with` block.
+    That is `data_dir`, or beside it where it is the batch folder itself or holds it one level down. An archive in a
+    read-only folder is extracted into a temporary folder, for the time of the `with` block.
     """
-    from torchvision.datasets.utils import check_integrity, extract_archive
+    from torchvision.datasets.utils import check_integrity
 
     folder, archive = data_dir / FOLDER, data_dir / ARCHIVE
+    if (folder / FOLDER).is_dir():
+        yield folder
+        return
+    if not folder.is_dir() and data_dir.resolve().name == FOLDER and data_dir.is_dir():
+        yield data_dir.resolve().parent
+        return
     if folder.is_dir():
         yield data_dir
         return
@@ -67,35 +74,34 @@ def cifar10_root(data_dir):
         data_dir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise DataError(f"{error.filename} is not a folder: --data-dir names the one for CIFAR-10") from error
-    with command.locked(data_dir, "Waiting for another process that fetches CIFAR-10") as held:
-        if held:
-            remove_leftovers(data_dir)
+    with command.locked(data_dir, "Waiting for another process that fetches CIFAR-10"):
         if not folder.is_dir():  # unless another process has just made it
             if not archive.exists():
                 fetch_archive(archive)
             elif not check_integrity(archive, ARCHIVE_MD5):
                 raise DataError(f"{archive} is damaged (its MD5 is wrong): remove it to have it fetched again")
+            extracting = data_dir / ".extracting"
             try:
-                temporary, keep = tempfile.TemporaryDirectory(prefix=".extracting-", dir=data_dir), True
+                shutil.rmtree(extracting, ignore_errors=True)  # a killed process can have left it
+                extracting.mkdir()
             except OSError:
-                temporary, keep = tempfile.TemporaryDirectory(), False
-            with temporary as extracted:
-                with command.naming(extracted):
-                    extract_archive(str(archive), extracted)
-                if not keep:
+                with tempfile.TemporaryDirectory() as extracted:
+                    extract(archive, extracted)
                     yield Path(extracted)
-                    return
-                os.replace(Path(extracted) / FOLDER, folder)  # so only a whole folder ever has this name
+                return
+            try:
+                extract(archive, extracting)
+                os.replace(extracting / FOLDER, folder)  # so only a whole folder ever has this name
+            finally:
+                shutil.rmtree(extracting, ignore_errors=True)
     yield data_dir
 
 
-def remove_leftovers(data_dir):
-    """Remove what a process left that was killed while it fetched or extracted; only for who has locked the folder."""
-    for leftover in data_dir.glob(".extracting-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    for leftover in data_dir.glob(f".{ARCHIVE}.*.part"):
-        with contextlib.suppress(OSError):
-            leftover.unlink()
+def extract(archive, folder):
+    from torchvision.datasets.utils import extract_archive
+
+    with command.naming(folder):
+        extract_archive(str(archive), str(folder))
 
 
 def fetch_archive(archive):
@@ -104,7 +110,7 @@ def fetch_archive(archive):
     It gets its name once it is complete and verified; whatever goes wrong before, no partial file stays.
     """
     reasons = []
-    partial = archive.with_name(f".{archive.name}.{os.getpid()}.part")
+    partial = archive.with_name(f".{archive.name}.part")
     try:
         with open(partial, "wb") as file:
             for url in MIRRORS:

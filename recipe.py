@@ -5,6 +5,7 @@ import dataclasses
 import reprlib
 
 import command
+from augmentation import KINDS
 
 # What the numbers may be: their type, the lowest and the highest.
 LIMITS = {
@@ -35,12 +36,14 @@ class Recipe:
     weight_decay: float = 0.01
     target_loss: float | None = None  # a validation loss that ends the training
     augment: bool = False
+    corrupt: str = ""  # shares of the training images by kind of corruption: "noise=0.3,blur=0.1"
     label_smoothing: float = 0.0
     skip_easy: float = 0.0  # the share of the training images that counts as easy
     schedule: str = "constant"  # of the learning rate
     seed: int = 0
 
     def __post_init__(self):
+        parse_shares(self.corrupt)
         for name, (kind, low, high) in LIMITS.items():
             value = getattr(self, name)
             allowed = type(value) in (int, kind) and low <= value <= high
@@ -52,12 +55,27 @@ class Recipe:
                 raise ValueError(f"{name} {reprlib.repr(value)}")
 
 
+def parse_shares(text):
+    """The shares of Recipe.corrupt, "KIND=SHARE,...", as a dict; raises ValueError where they are none."""
+    try:
+        shares = {kind: float(share) for kind, share in (part.split("=") for part in text.split(",") if text)}
+        possible = all(share > 0 for share in shares.values()) and sum(shares.values()) <= 1
+    except (ValueError, AttributeError):
+        possible = False
+    if not possible or not shares.keys() <= KINDS.keys() or len(shares) < text.count("="):
+        kinds = ", ".join(KINDS)
+        raise ValueError(
+            f"corrupt {reprlib.repr(text)} is not like noise=0.2,blur=0.1: kinds {kinds}; shares of 1 at most"
+        )
+    return shares
+
+
 def add_options(parser):
     """Add an option for each setting. One that isn't given is missing among the parsed arguments: given_settings."""
 
     def option(name, help, **how):
         default = getattr(Recipe, name)
-        default = "off" if default is None or default is False else default
+        default = "off" if default is None or default is False or default == "" else default
         if name in LIMITS:
             how = {"type": command.number(*LIMITS[name])} | how
         if name in CHOICES:
@@ -68,6 +86,13 @@ def add_options(parser):
 
     def loss_or_off(text):
         return None if text == "off" else command.number(*LIMITS["target_loss"])(text)
+
+    def shares(text):
+        try:
+            parse_shares(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return text
 
     group = parser.add_argument_group("recipe", "the defaults are the exercise's")
     option("epochs", "passes over the training split")
@@ -81,6 +106,12 @@ def add_options(parser):
     )
     option("target_loss", "stop once the validation loss is as low; off lifts it on --resume", type=loss_or_off)
     option("augment", "mirror each training image in every other epoch, shift it, hide a square", action="store_true")
+    option(
+        "corrupt",
+        f"corrupt shares of the training images, by kind of corruption ({', '.join(KINDS)})",
+        type=shares,
+        metavar="KIND=SHARE,...",
+    )
     option("label_smoothing", "share of the target spread over all classes")
     option(
         "skip_easy",

@@ -125,8 +125,8 @@ def claim_folder(folder):
     """Make the run folder and hold it against a second run; raises UsageError or InUseError before any work is done."""
     make_folder(folder)
     with command.locked(folder):
-        for leftover in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
-            leftover.unlink(missing_ok=True)
+        for name in (*pictures_of_a_run(), BEST, LAST, HISTORY, METRICS, PREDICTIONS, *SHOWN):
+            temporary_path(folder / name).unlink(missing_ok=True)  # of a run that was killed while it wrote
         yield
 
 
@@ -144,8 +144,7 @@ def write_atomically(path, content):
 
     Raises OSError (full disk, no permission); the former content then stays, and no temporary file is left.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_path(path)
     with command.naming(path):
         try:
             with open(temporary, "wb") as file:
@@ -156,6 +155,10 @@ def write_atomically(path, content):
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def temporary_path(path):
+    return Path(path).with_name(f".{Path(path).name}.tmp")
 
 
 def csv_bytes(rows):

@@ -35,8 +35,9 @@ import evaluate
 import models
 import optimizers
 import runs
+from augmentation import derived_seed
 from metrics import mean_loss_and_accuracy
-from recipe import Recipe, add_options, given_settings
+from recipe import Recipe, add_options, given_settings, parse_shares
 
 CHECK_EVERY = 50  # steps between two looks at whether the loss is still finite: each makes a GPU wait
 ADVICE = "what was saved before is kept. Start again with a lower --learning-rate"
@@ -103,10 +104,11 @@ def train_epoch(model, forward, optimizer, split, recipe: Recipe, epoch, image_l
     only every CHECK_EVERY steps, when a loss that is no longer finite raises NotFinite, and at the end.
     """
     model.train()
-    torch.manual_seed(data.derived_seed(recipe.seed, epoch, 2))  # dropout's masks depend on the epoch alone
+    torch.manual_seed(derived_seed(recipe.seed, epoch, 2))  # dropout's masks depend on the epoch alone
     order = data.epoch_order(image_losses, recipe.skip_easy, recipe.seed, epoch)
     steps = math.ceil(len(order) / recipe.batch_size)
-    batches = data.batches(split, order, recipe.batch_size, recipe.seed, epoch, recipe.augment)
+    corrupt = parse_shares(recipe.corrupt)
+    batches = data.batches(split, order, recipe.batch_size, recipe.seed, epoch, recipe.augment, corrupt)
     losses = torch.zeros_like(image_losses)
     hits = torch.zeros((), dtype=torch.int64, device=order.device)
     for step, (indices, images, labels) in enumerate(tqdm(batches, f"epoch {epoch}", steps, leave=False, disable=None)):
@@ -223,6 +225,8 @@ def explaining_how_to_go_on(run: runs.Run):
     """However the block ends before its time, say by which command the run goes on."""
     try:
         yield
+    except command.UserError:
+        raise  # its message says what to do
     except BaseException as error:
         if runs.is_resumable(run):
             print(f"\nStopped. Go on with:\n  {resume_command()}", file=sys.stderr)

@@ -1,9 +1,9 @@
 import hashlib
-import os
 import pickle
 import shutil
 import tarfile
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
+import augmentation
 import data
 import download
 import models
@@ -89,16 +90,16 @@ def test_each_third_epoch_visits_an_easy_image():
 
 def test_a_square_is_hidden_where_told():
     images = torch.full((2, 3, 32, 32), 7, dtype=torch.uint8)
-    hidden = data.hide_square(images, torch.tensor([[0, 0], [22, 5]])) == data.GREY
+    hidden = augmentation.hide_square(images, torch.tensor([[0, 0], [22, 5]])) == augmentation.GREY
     assert hidden[0, :, :10, :10].all() and hidden[1, :, 22:, 5:15].all()
-    assert hidden.sum() == 2 * 3 * data.HIDDEN**2
+    assert hidden.sum() == 2 * 3 * augmentation.HIDDEN**2
 
 
 def test_augmentation_flips_and_shifts_as_told():
     images = torch.randint(1, 256, (4, 3, 32, 32), dtype=torch.uint8)
     flips = torch.tensor([False, True, False, True])
     shifts = torch.tensor([[0, 0], [0, 0], [2, -1], [-1, 2]])
-    result = data.flip_and_shift(images, flips, shifts)
+    result = augmentation.flip_and_shift(images, flips, shifts)
     assert torch.equal(result[0], images[0])
     assert torch.equal(result[1], images[1].flip(-1))
     padded = np.pad(images, [(0, 0), (0, 0), (2, 2), (2, 2)], mode="reflect")
@@ -120,8 +121,8 @@ def test_augmentation_varies_by_image_and_epoch_and_repeats_by_seed():
 
 
 def test_each_image_is_mirrored_in_every_other_epoch(monkeypatch):
-    monkeypatch.setattr(data, "MAX_SHIFT", 0)
-    monkeypatch.setattr(data, "HIDDEN", 0)
+    monkeypatch.setattr(augmentation, "MAX_SHIFT", 0)
+    monkeypatch.setattr(augmentation, "HIDDEN", 0)
     split = data.Split(torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8), torch.arange(64))
     mirrored = []
     for number in (1, 2, 3):
@@ -228,11 +229,14 @@ def folder_with_archive(small_archive, tmp_path):
     return tmp_path / "data"
 
 
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+
+
 def test_archive_in_the_data_folder_is_enough(folder_with_archive):
     test = data.load_splits("cifar10", folder_with_archive, ["test"])["test"]
     assert test.labels.tolist() == list(range(10)) and (test.images // 10 == 5).all()
-    names = sorted(path.name for path in folder_with_archive.iterdir())
-    assert names == ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
+    assert names_in(folder_with_archive) == ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
 
 
 def test_archive_is_fetched_once_and_split(small_archive, tmp_path, monkeypatch):
@@ -252,34 +256,33 @@ def test_archive_is_fetched_once_and_split(small_archive, tmp_path, monkeypatch)
 
 
 def test_extracted_archive_is_kept_in_a_relative_folder_too(folder_with_archive, monkeypatch):
-    """tempfile's paths are absolute from Python 3.12 on."""
     monkeypatch.chdir(folder_with_archive)
-    mkdtemp = download.tempfile.mkdtemp
-    monkeypatch.setattr(download.tempfile, "mkdtemp", lambda *arguments: os.path.abspath(mkdtemp(*arguments)))
     data.load_splits("cifar10", ".", ["test"])
     assert (folder_with_archive / "cifar-10-batches-py").is_dir()
 
 
 def test_archive_in_a_read_only_folder_is_enough(folder_with_archive, monkeypatch):
-    temporary_directory = download.tempfile.TemporaryDirectory
+    def refuse(path, *arguments):  # permissions wouldn't stop root
+        raise PermissionError(13, "Permission denied", str(path))
 
-    def refuse(prefix=None, dir=None):  # permissions wouldn't stop root
-        if dir == folder_with_archive:
-            raise PermissionError(13, "Permission denied", str(dir))
-        return temporary_directory(prefix=prefix, dir=dir)
-
-    monkeypatch.setattr(download.tempfile, "TemporaryDirectory", refuse)
+    mkdir = Path.mkdir
+    monkeypatch.setattr(Path, "mkdir", lambda path, *how, **ways: (mkdir if ways else refuse)(path, *how, **ways))
     assert len(data.load_splits("cifar10", folder_with_archive, ["test"])["test"].labels) == 10
-    assert [path.name for path in folder_with_archive.iterdir()] == ["cifar-10-python.tar.gz"]
+    assert not (folder_with_archive / "cifar-10-batches-py").exists()
 
 
-def test_what_a_kill_left_in_the_data_folder_is_swept(folder_with_archive):
-    (folder_with_archive / ".extracting-xyz").mkdir()
-    (folder_with_archive / ".extracting-xyz" / "data_batch_1").write_text("half")
-    (folder_with_archive / ".cifar-10-python.tar.gz.123.part").write_text("half")
+def test_what_a_kill_left_in_the_data_folder_does_not_stay(folder_with_archive):
+    (folder_with_archive / ".extracting").mkdir()
+    (folder_with_archive / ".extracting" / "data_batch_1").write_text("half")
     data.load_splits("cifar10", folder_with_archive, ["test"])
-    names = sorted(path.name for path in folder_with_archive.iterdir())
-    assert names == ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
+    assert names_in(folder_with_archive) == ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
+
+
+def test_the_batch_folder_itself_or_one_level_down_is_found(small_cifar10, tmp_path):
+    assert len(data.load_splits("cifar10", small_cifar10 / "cifar-10-batches-py", ["test"])["test"].labels) == 10
+    (tmp_path / "nested").mkdir()
+    shutil.copytree(small_cifar10, tmp_path / "nested" / "cifar-10-batches-py")
+    assert len(data.load_splits("cifar10", tmp_path / "nested", ["test"])["test"].labels) == 10
 
 
 def test_damaged_archive_is_named(tmp_path):

@@ -140,10 +140,10 @@ def test_precision_and_learning_rate_are_those_of_the_row(call, few_digits):
     for experiment, row in ((precision, "fp32"), (precision, "bf16"), (learning_rates, "dense_1e-3")):
         assert call(experiment.main, row, *DIGITS, "--epochs", "1", "--seeds", "1")[0] == 0
     saved = {row: runs.load_checkpoint(f"folder/{row}/0/last.pt") for row in ("fp32", "bf16", "dense_1e-3")}
-    assert [saved[row]["environment"]["precision"] for row in ("fp32", "bf16")] == ["fp32", "bf16"]
-    assert saved["dense_1e-3"]["settings"]["learning_rate"] == 1e-3 and saved["dense_1e-3"]["model"] == "dense"
+    assert [saved[row].environment["precision"] for row in ("fp32", "bf16")] == ["fp32", "bf16"]
+    assert saved["dense_1e-3"].recipe.learning_rate == 1e-3 and saved["dense_1e-3"].model == "dense"
     assert [row["variant"] for row in runs.read_rows("folder/runs.csv")] == ["dense_1e-3"]
-    assert saved["fp32"]["history"][0]["train_loss"] != saved["bf16"]["history"][0]["train_loss"]
+    assert saved["fp32"].history[0]["train_loss"] != saved["bf16"].history[0]["train_loss"]
 
 
 def test_ablation_trains_a_row_without_the_test_split(call, tmp_path, few_digits, monkeypatch):
@@ -157,7 +157,7 @@ def test_ablation_trains_a_row_without_the_test_split(call, tmp_path, few_digits
     code, out, err = call(ablation.main, *options)
     assert code == 0 and out.count("epoch 1/1") == 4, err
     assert {path.name for path in (tmp_path / "folder/without_augmentation/1").iterdir()} == {
-        *("best.pt", "last.pt", "history.csv", "noise.csv")
+        *(".lock", "best.pt", "last.pt", "history.csv", "noise.csv")
     }
     rows = runs.read_rows(tmp_path / "folder/runs.csv")
     assert [(row["variant"], row["seed"]) for row in rows] == [

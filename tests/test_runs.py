@@ -22,8 +22,8 @@ def test_best_is_the_epoch_of_the_highest_validation_accuracy_then_the_lowest_lo
         {"epoch": number, "validation_accuracy": accuracy, "validation_loss": loss}
         for number, (accuracy, loss) in enumerate(rows, 1)
     ]
-    assert train.best_epoch(history) == 3
-    assert train.best_epoch(history[:2]) == 2
+    assert runs.best_epoch(history) == 3
+    assert runs.best_epoch(history[:2]) == 2
 
 
 def test_target_loss_can_be_lifted(call, tmp_path):
@@ -136,7 +136,7 @@ def test_nothing_of_a_replaced_run_stays(call, tmp_path, monkeypatch, few_digits
     with monkeypatch.context() as first_epoch:
         first_epoch.setattr(train, "print_epoch", interrupted)
         quick(call, *options, model="dense", code=130)
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"best.pt", "last.pt", "history.csv"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "best.pt", "last.pt", "history.csv"}
 
 
 def test_full_disk_at_the_first_save_leaves_the_former_best(call, tmp_path, monkeypatch):
@@ -221,7 +221,7 @@ def test_full_disk_keeps_the_last_good_checkpoint(call, tmp_path, monkeypatch):
     with monkeypatch.context() as disk:
         disk.setattr(runs.os, "fsync", full)
         code, out, err = quick(call, "--out-dir", ".", epochs=3, code=2)
-    assert "No space left" in err and "cnn1" in err and len(err.splitlines()) == 1
+    assert "No space left" in err and "cnn1" in err and "--resume" in err and "Traceback" not in err
     assert not list(tmp_path.rglob("*.tmp"))
     assert runs.load_checkpoint(tmp_path / "cnn1/last.pt").epoch >= 1
     quick(call, "--out-dir", ".", "--resume", epochs=3)
@@ -241,7 +241,7 @@ def test_file_that_outgrows_the_disk(call, tmp_path):
         code, _, err = call(train.main, *options, "--epochs", 2, "--resume")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, former)
-    assert code == 2 and "cnn2/best.pt: File too large" in err and len(err.splitlines()) == 1
+    assert code == 2 and "cnn2/best.pt: File too large" in err and "Traceback" not in err
     assert {path.name: path.read_bytes() for path in (tmp_path / "cnn2").glob("*.pt")} == before
     assert not list(tmp_path.rglob("*.tmp"))
     assert call(train.main, *options, "--epochs", 2, "--resume")[0] == 0
@@ -314,7 +314,7 @@ def test_damaged_checkpoint_is_noticed(tmp_path):
     for position in torch.randint(0, len(whole), (20,), generator=torch.Generator().manual_seed(1)).tolist():
         path.write_bytes(whole[:position])
         refusal(path)
-    for part in (b"weights", saved["weights"]["layers.0.weight"].numpy().tobytes()[:100]):
+    for part in (b"weights", saved["weights"]["layers.0.bias"].numpy().tobytes()):
         position = whole.index(part) + 5
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
         refusal(path)

@@ -99,6 +99,7 @@ def test_each_setting_of_the_recipe_does_something(call, tmp_path, few_digits, m
         "label smoothing": ["--label-smoothing", "0.1"],
         "schedule": ["--schedule", "linear"],
         "skip easy": ["--skip-easy", "0.5"],
+        "corrupt": ["--corrupt", "blur=0.5"],
         "optimizer": ["--optimizer", "muon"],
     }
     losses = {}
@@ -278,7 +279,7 @@ def test_a_mistake_gets_one_line_and_changes_nothing(call, tmp_path, arguments, 
     assert code == 2 and out == ""
     assert reason in err and len(err.splitlines()) == 1 and "Traceback" not in err
     assert (tmp_path / "file").read_text() == "precious"
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["file"]
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} <= {"file", ".lock"}
 
 
 def test_a_terminal_gets_a_progress_bar(call, tmp_path, monkeypatch, capsys):
@@ -338,4 +339,4 @@ def test_interrupted_download_ends_the_command_quietly(call, tmp_path, monkeypat
     monkeypatch.setattr(download, "fetch_from", interrupted)
     code, _, err = call(train.main, "--model", "cnn1")
     assert code == 130 and "Traceback" not in err and "same command" in err
-    assert not list((tmp_path / "data").iterdir())
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [".lock"]

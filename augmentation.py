@@ -1,0 +1,118 @@
+"""How training images are changed from epoch to epoch: flips, shifts, cutout, and corruptions of some of them.
+
+Everything works on a whole batch at once, on its device. The random numbers are a function of (seed, epoch), so that a
+resumed training needs no generator's state; all but the noise itself are drawn on the CPU, the same for every device.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch.nn.functional import affine_grid, grid_sample
+
+MAX_SHIFT, HIDDEN, GREY = 4, 10, 120  # by --augment: pixels in each direction, side of the square, its colour
+
+
+def derived_seed(*numbers):
+    """One well-mixed seed from several, as (seed, epoch, purpose), so that each gets random numbers of its own."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def draw_changes(count, seed, epoch):
+    """What is done to each sample in an epoch: flips, bool [N]; shifts and corners of hidden squares, int64 [N, 2]."""
+    generator = torch.Generator().manual_seed(derived_seed(seed, 0, 1))
+    flips = torch.randint(0, 2, (count,), generator=generator, dtype=torch.bool)
+    # Each image in turn as it is and mirrored: a flip drawn anew would repeat the last epoch's half of the time (Jordan
+    # 2024, arXiv:2404.00498).
+    flips ^= epoch % 2 == 1
+    generator.manual_seed(derived_seed(seed, epoch, 3))
+    shifts = torch.randint(-MAX_SHIFT, MAX_SHIFT + 1, (count, 2), generator=generator)
+    return flips, shifts, torch.randint(0, 32 - HIDDEN + 1, (count, 2), generator=generator)
+
+
+def flip_and_shift(images, flips, shifts):
+    """Mirror the images for which `flips` (bool [N]) says so, then move each by `shifts` (int64 [N, 2]: down, right).
+
+    uint8 [N, 3, H, W] in and out. What comes in from outside is the reflection of what is inside.
+    """
+    count, _, height, width = images.shape
+    rows = reflected(torch.arange(height, device=images.device) - shifts[:, :1], height)
+    columns = reflected(torch.arange(width, device=images.device) - shifts[:, 1:], width)
+    columns = torch.where(flips[:, None], width - 1 - columns, columns)
+    samples = torch.arange(count, device=images.device)[:, None, None]
+    return images.permute(0, 2, 3, 1)[samples, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def hide_square(images, corners):
+    """Images, uint8 [N, 3, H, W], with a grey square in each (DeVries & Taylor 2017, arXiv:1708.04552: cutout), whose
+    upper left pixels are `corners`, int64 [N, 2]: row, column."""
+    inside = []
+    for axis in (0, 1):
+        places = torch.arange(images.shape[2 + axis], device=images.device) - corners[:, [axis]]
+        inside.append((places >= 0) & (places < HIDDEN))
+    rows, columns = inside
+    return images.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], GREY)
+
+
+def reflected(positions, size):
+    """Positions of less than `size` beyond the ends of [0, size), as a mirror on the first or last one sees them."""
+    positions = positions.abs()
+    return torch.where(positions < size, positions, 2 * (size - 1) - positions)
+
+
+def draw_corruptions(count, shares, seed, epoch):
+    """What corrupts each sample in an epoch: kinds, int64 [N], an index into KINDS or len(KINDS) for none, and
+    strengths, float32 [N, 4], uniform from 0 to 1. `shares` is a dict from kind to its share of the samples."""
+    generator = torch.Generator().manual_seed(derived_seed(seed, epoch, 5))
+    limits = torch.tensor([shares.get(kind, 0.0) for kind in KINDS]).cumsum(dim=0)
+    kinds = torch.searchsorted(limits, torch.rand(count, generator=generator), right=True)
+    return kinds, torch.rand(count, 4, generator=generator)
+
+
+def corrupt(images, kinds, strengths, noise_seed):
+    """Images, uint8 [N, 3, H, W], each corrupted as its kind and strengths say: see draw_corruptions."""
+    generator = torch.Generator(images.device).manual_seed(noise_seed)
+    result = images.clone()
+    for number, change in enumerate(KINDS.values()):
+        chosen = (kinds == number).nonzero()[:, 0]
+        if len(chosen):
+            changed = change(images[chosen].float(), strengths[chosen].T[:, :, None, None, None], generator)
+            result[chosen] = changed.round().clamp(0, 255).to(torch.uint8)
+    return result
+
+
+# Each takes float32 images [N, 3, H, W] and strengths [4, N, 1, 1, 1], and may leave the range from 0 to 255.
+
+
+def add_noise(images, strengths, generator):
+    """Gaussian noise with a standard deviation of up to 50 grey levels."""
+    noise = torch.randn(images.shape, generator=generator, device=images.device)
+    return images + 50 * strengths[0] * noise
+
+
+def blur(images, strengths, generator):
+    """Gaussian blur with a standard deviation of 0.3 to 2 pixels, as a product with a matrix from either side."""
+    places = torch.arange(images.shape[2], device=images.device)
+    squares = (places[:, None] - places).square()
+    weights = torch.exp(-squares / (2 * (0.3 + 1.7 * strengths[0]) ** 2))
+    weights = weights / weights.sum(dim=3, keepdim=True)
+    return weights @ images @ weights.transpose(2, 3)
+
+
+def change_contrast(images, strengths, generator):
+    """A fifth to all of the contrast, and up to 40 grey levels brighter or darker."""
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    return mean + (images - mean) * 0.2 ** strengths[0] + 40 * (2 * strengths[1] - 1)
+
+
+def warp(images, strengths, generator):
+    """Rotation by up to 40 degrees, zoom by a factor of up to 1.3, shear; what comes in from outside is mirrored."""
+    angle, zoom, shear, _ = (2 * strengths[:, :, 0, 0, 0] - 1).unbind()
+    angle, zoom = math.radians(40) * angle, 1.3**zoom
+    first_row = torch.stack([zoom * angle.cos(), 0.2 * shear - zoom * angle.sin(), torch.zeros_like(angle)], dim=1)
+    second_row = torch.stack([zoom * angle.sin(), zoom * angle.cos(), torch.zeros_like(angle)], dim=1)
+    grid = affine_grid(torch.stack([first_row, second_row], dim=1), list(images.shape), align_corners=False)
+    return grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+KINDS = {"noise": add_noise, "blur": blur, "contrast": change_contrast, "warp": warp}
