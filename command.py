@@ -8,17 +8,22 @@ import argparse
 import contextlib
 import ctypes
 import errno
+import glob
 import math
 import os
 import platform
+import shlex
 import signal
 import stat
+import subprocess
 import sys
 import textwrap
+from importlib import metadata
 from pathlib import Path
 
 DEFAULT_DATA_DIR = Path("data")
 LOCK = ".lock"  # the file by which a folder is held
+CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None  # before any thread is bound to one
 
 
 def start():
@@ -104,6 +109,16 @@ def plain_name(text):
     return text
 
 
+def expand(paths):
+    """Paths, with those that don't exist but are patterns (*, ?, [...]) replaced by what matches them: Windows' shells
+    leave that to the program."""
+    expanded = []
+    for path in paths:
+        matches = [] if os.path.lexists(path) else sorted(map(Path, glob.glob(str(path))))
+        expanded += matches or [path]
+    return expanded
+
+
 def read_bytes(path):
     """A file's content. Raises OSError, also for a pipe or a device, which could keep one waiting for ever."""
     mode = os.stat(path).st_mode
@@ -171,17 +186,18 @@ def choose_device(name):
             torch.backends.cudnn.conv.fp32_precision = "ieee"
         else:  # PyTorch before 2.9
             torch.backends.cudnn.allow_tf32 = False
-    if name == "auto":
-        if not torch.accelerator.is_available():
-            return torch.device("cpu")
-        device = torch.accelerator.current_accelerator()
-        if reason := why_unusable(device):
-            print(f"Note: the GPU can't be used, so the CPU is: {reason}", file=sys.stderr)
-            device = torch.device("cpu")
-        return device
+    automatic = name == "auto"
+    if automatic:
+        name = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     if reason := why_unusable(name):
-        raise UsageError(f"--device {name} can't be used here: {reason}")
-    return torch.device(name)
+        if not automatic:
+            raise UsageError(f"--device {name} can't be used here: {reason}")
+        print(f"Note: the GPU can't be used, so the CPU is: {reason}", file=sys.stderr)
+        name = "cpu"
+    device = torch.device(name)
+    if device.type != "cpu" and CORES:
+        os.sched_setaffinity(0, CORES)  # its threads don't wait for each other
+    return device
 
 
 def why_unusable(device):
@@ -237,9 +253,51 @@ def describe_environment(device, precision="auto", compile=False, before=None):
         "threads": torch.get_num_threads(),
         "compile": compile,
     }
-    if before and {"compile": False} | before != environment:  # older checkpoints don't say it
-        print(f"Note: it was trained with {before} before; the same bits are not to be had with {environment}.")
+    if before and (before := {"compile": False} | before) != environment:  # older checkpoints don't say it
+        changed = [name for name, value in environment.items() if value != before.get(name)]
+        changes = ", ".join(f"{name} changed from {before.get(name)} to {environment[name]}" for name in changed)
+        print(f"Note: {changes}, so results won't be bit-identical to those of an uninterrupted run.")
     return environment
+
+
+def compiled(function):
+    """torch.compile(function), which raises UsageError where it can't be compiled, as without a C++ compiler."""
+    import torch
+
+    fast = torch.compile(function)
+
+    def call(*arguments):
+        try:
+            return fast(*arguments)
+        except Exception as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            reason = textwrap.shorten(str(error), 160, placeholder=" ...")
+            raise UsageError(f"--compile doesn't work here, so leave it out: {reason}") from error
+
+    return call
+
+
+@contextlib.contextmanager
+def explaining_how_to_go_on(is_resumable):
+    """However the block ends before its time, say by which command the run goes on, if is_resumable() says that it can.
+    A mistake of the user's says itself what to do."""
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if is_resumable():
+            print(f"\nStopped. Go on with:\n  {resume_command()}", file=sys.stderr)
+        elif isinstance(error, KeyboardInterrupt):
+            print("\nStopped. No epoch is complete yet: start again with the same command.", file=sys.stderr)
+        raise
+
+
+def resume_command():
+    options = [option for option in sys.argv[1:] if option not in ("--resume", "--overwrite")]
+    join = subprocess.list2cmdline if os.name == "nt" else shlex.join
+    return join(["python", sys.argv[0], *options, "--resume"])
 
 
 class Terminated(KeyboardInterrupt):
@@ -273,9 +331,13 @@ def run_command(main):
         print_error(error)
         return error.exit_code
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        if is_out_of_memory(error):
+            print_error("out of memory: end other programs, or train a smaller model or with a smaller --batch-size")
+        elif "torchvision::" in str(error):  # its import failed
+            installed = " and ".join(f"{name} {metadata.version(name)}" for name in ("torchvision", "torch"))
+            print_error(f"{installed} don't fit: pip install --force-reinstall torch torchvision")
+        else:
             raise
-        print_error("out of memory: end other programs, or train a smaller model or with a smaller --batch-size")
     except OSError as error:
         if not error.filename:
             drop_output()
@@ -293,6 +355,27 @@ def prepare_output():
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+            if stream.isatty():
+                setattr(sys, name, Terminal(stream))
+
+
+class Terminal:
+    """A stream to a terminal. Once that is gone, what a program in the background prints is dropped."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text):
+        with contextlib.suppress(OSError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self):
+        with contextlib.suppress(OSError):
+            self.stream.flush()
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
 
 
 def keep_freed_memory():

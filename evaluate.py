@@ -89,9 +89,12 @@ def main(argv=None):
 
 def find_checkpoints(named):
     """The checkpoint files to evaluate, each once: those that are named, or every best.pt of the exercise's runs."""
-    paths = named or sorted(runs.DEFAULT_OUT_DIR["cifar10"].glob(f"*/{runs.BEST}"))
+    folder = runs.DEFAULT_OUT_DIR["cifar10"]
+    paths = command.expand(named) if named else sorted(folder.glob(f"*/{runs.BEST}"))
     if not paths:
-        raise runs.CheckpointError(f"no checkpoint named, and no best.pt under {runs.DEFAULT_OUT_DIR['cifar10']}")
+        project = Path(__file__).resolve().parent
+        where = f"under {folder.absolute()}" + (f"; the project is in {project}" if Path.cwd() != project else "")
+        raise runs.CheckpointError(f"no checkpoint named, and no {runs.BEST} {where}")
     for path in paths:
         os.stat(path)  # raises OSError where there is none, before a folder is made for its results
     return list({os.path.realpath(path): path for path in paths}.values())

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import unfold
 from torch.utils.flop_counter import FlopCounterMode
 
+import command
 import runs
 
 
@@ -177,11 +178,47 @@ class FastVGG(Network):
 MODELS = {"dense": Dense, "cnn1": CNN1, "cnn2": CNN2, "vgg": VGG, "vgg_fast": FastVGG}
 
 
+class ModelError(command.UserError):
+    """A network that doesn't work; the message names the layer."""
+
+
 def build(network):
-    """A new network, by name or class, in channels_last format, with random weights from torch's global generator."""
+    """A new network, by name or class, in channels_last format, with random weights from torch's global generator.
+
+    Two images are sent through it, which gives lazy layers their sizes; raises ModelError where they don't come out as
+    logits.
+    """
     if isinstance(network, str):
         network = MODELS[network]
-    return network().to(memory_format=torch.channels_last)
+    model = network()
+    check(model)
+    return model.to(memory_format=torch.channels_last)
+
+
+def check(model):
+    """Raise ModelError unless two images come out of a network as two times ten logits."""
+    name, inside = type(model).__name__, []
+
+    def enter(layer, inputs):
+        inside.append((layer, [list(value.shape) for value in inputs if isinstance(value, torch.Tensor)]))
+
+    hooks = [layer.register_forward_pre_hook(enter) for layer in model.modules() if not [*layer.children()]]
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits = model.logits(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+    except Exception as error:
+        names = {layer: path for path, layer in model.named_modules()}
+        layer, shapes = inside[-1] if inside else (model, [])
+        shapes = ", ".join(map(str, shapes))
+        raise ModelError(f"{name} fails in {names[layer] or 'logits'}, {layer}, given {shapes}: {error}") from error
+    finally:
+        model.train()
+        for hook in hooks:
+            hook.remove()
+    if not isinstance(logits, torch.Tensor) or logits.shape != (2, 10):
+        shape = list(getattr(logits, "shape", ()))
+        raise ModelError(f"{name}.logits gives {shape} for two images, not [2, 10]: a number for each class and image")
 
 
 def count_parameters(model):

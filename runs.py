@@ -8,6 +8,7 @@ import json
 import os
 import reprlib
 import tempfile
+import time
 import uuid
 import zipfile
 from pathlib import Path
@@ -145,16 +146,28 @@ def write_atomically(path, content):
     Raises OSError (full disk, no permission); the former content then stays, and no temporary file is left.
     """
     temporary = temporary_path(path)
-    with command.naming(path):
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        replace(temporary, path)
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename = str(path)  # not the temporary file's, or none
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def replace(temporary, path):
+    """os.replace, tried for some seconds: on Windows it fails while another program, a virus scanner for example, has
+    the file open."""
+    for _ in range(20):
         try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+            return os.replace(temporary, path)
+        except PermissionError:
+            time.sleep(0.2)
+    return os.replace(temporary, path)
 
 
 def temporary_path(path):

@@ -16,12 +16,8 @@ if __name__ == "__main__":
 
     command.start()
 
-import contextlib
 import dataclasses
 import math
-import os
-import shlex
-import subprocess
 import time
 from typing import NamedTuple
 
@@ -138,7 +134,7 @@ def train_step(forward, optimizer, images, labels, label_smoothing=0.0):
 
 def make_forward(model, device, environment):
     """A function from uint8 images [N, 3, 32, 32] to float32 logits [N, 10], in the precision of the training."""
-    compute_logits = torch.compile(model.logits) if environment["compile"] else model.logits
+    compute_logits = command.compiled(model.logits) if environment["compile"] else model.logits
 
     def forward(images):
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=environment["precision"] == "bf16"):
@@ -215,30 +211,9 @@ def main(argv=None):
         run = runs.Run(folder, arguments.model, arguments.dataset, recipe, environment)
         if saved:
             run = dataclasses.replace(run, id=saved.run_id)
-        with explaining_how_to_go_on(run):
+        with command.explaining_how_to_go_on(lambda: runs.is_resumable(run)):
             train(run, device, arguments.data_dir, saved=saved)
             evaluate.evaluate_checkpoint(folder / runs.BEST, arguments.data_dir, device)
-
-
-@contextlib.contextmanager
-def explaining_how_to_go_on(run: runs.Run):
-    """However the block ends before its time, say by which command the run goes on."""
-    try:
-        yield
-    except command.UserError:
-        raise  # its message says what to do
-    except BaseException as error:
-        if runs.is_resumable(run):
-            print(f"\nStopped. Go on with:\n  {resume_command()}", file=sys.stderr)
-        elif isinstance(error, KeyboardInterrupt):
-            print("\nStopped. No epoch is complete yet: start again with the same command.", file=sys.stderr)
-        raise
-
-
-def resume_command():
-    options = [option for option in sys.argv[1:] if option not in ("--resume", "--overwrite")]
-    join = subprocess.list2cmdline if os.name == "nt" else shlex.join
-    return join(["python", sys.argv[0], *options, "--resume"])
 
 
 def parse_arguments(argv):
