@@ -79,7 +79,7 @@ def load_optimizer(optimizer, saved, path):
     """
     weights = dict(enumerate(weight for group in optimizer.param_groups for weight in group["params"]))
     states = saved.get("state")
-    fits = isinstance(states, dict) and states.keys() <= weights.keys()
+    fits = isinstance(states, dict) and states and states.keys() <= weights.keys()
     if not fits or not all(is_state_of(optimizer, weights[number], state) for number, state in states.items()):
         raise runs.CheckpointError(f"{path} has an optimiser state that doesn't fit its model")
     optimizer.load_state_dict(optimizer.state_dict() | {"state": states})

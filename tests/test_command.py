@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import torch
 
 import command
 import evaluate
@@ -221,3 +222,81 @@ def test_pipes_are_not_waited_for(tmp_path):
     for read in (command.read_bytes, runs.load_checkpoint, runs.read_rows):
         with pytest.raises(OSError, match="Not a regular file"):
             read(tmp_path / "pipe")
+
+
+def test_a_file_system_without_locks_is_used_all_the_same(tmp_path, monkeypatch, capsys):
+    def refuse(handle, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    fcntl = pytest.importorskip("fcntl", reason="Windows locks in another way")
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with command.locked(tmp_path):
+        pass
+    out, err = capsys.readouterr()
+    assert "can't be locked" in err and len(err.splitlines()) == 1
+
+
+def test_torchvision_that_does_not_fit_gets_one_line(call):
+    def main(arguments):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    code, out, err = call(main)
+    assert code == 2 and "pip install" in err and torch.__version__ in err and len(err.splitlines()) == 1
+
+
+def test_a_gpu_that_can_not_compute_is_said_and_not_used(call, monkeypatch, capsys):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))  # which isn't here
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(
+        command, "why_unusable", lambda device: "too old" if torch.device(device).type == "cuda" else None
+    )
+    assert command.choose_device("auto") == torch.device("cpu")
+    assert "the CPU is: too old" in capsys.readouterr().err
+    with pytest.raises(command.UsageError, match="--device cuda can't be used here: too old"):
+        command.choose_device("cuda")
+
+
+@pytest.mark.skipif(not command.CORES, reason="Linux alone binds threads")
+def test_on_a_gpu_nothing_is_bound(monkeypatch):
+    monkeypatch.setattr(command, "why_unusable", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    bound = {min(command.CORES)}
+    os.sched_setaffinity(0, bound)
+    try:
+        assert command.choose_device("cpu").type == "cpu" and os.sched_getaffinity(0) == bound
+        assert command.choose_device("cuda").type == "cuda" and os.sched_getaffinity(0) == command.CORES
+    finally:
+        os.sched_setaffinity(0, command.CORES)
+
+
+def test_what_can_not_be_compiled_gets_one_line(monkeypatch):
+    def refuse(function):
+        def call(*arguments):
+            raise torch._dynamo.exc.BackendCompilerFailed(None, RuntimeError("No C++ compiler\nwas found"), None)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    with pytest.raises(command.UsageError, match=r"^--compile doesn't work here.*No C\+\+ compiler was found"):
+        command.compiled(abs)(1)
+
+
+def test_patterns_that_the_shell_left_are_expanded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.pt", "a.pt", "[c].pt"):
+        Path(name).touch()
+    paths = command.expand([Path("*.pt"), Path("[c].pt"), Path("d*.pt")])
+    assert paths == [Path("[c].pt"), Path("a.pt"), Path("b.pt"), Path("[c].pt"), Path("d*.pt")]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a terminal of Unix")
+def test_training_goes_on_when_its_terminal_is_gone(tmp_path):
+    terminal, end = os.openpty()
+    words = [sys.executable, ROOT / "train.py", "--model", "dense", "--dataset", "digits", "--epochs", "30"]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=end, stderr=end, start_new_session=True) as process:
+        os.close(end)
+        os.read(terminal, 10)  # it has begun to print
+        os.close(terminal)
+        assert process.wait(timeout=240) == 0
+    assert (tmp_path / "outs/digits/dense/metrics.json").exists()

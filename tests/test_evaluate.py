@@ -368,6 +368,36 @@ def test_leftovers_of_a_killed_evaluation_are_swept(finished_run, call, tmp_path
     assert not list(tmp_path.glob(".*.tmp"))
 
 
+def test_a_foreign_run_among_all_is_named_and_left_out(finished_run, call, tmp_path):
+    """One with a network that isn't known here: of another branch, say."""
+    for model in ("dense", "cnn2", "foreign"):
+        (tmp_path / "outs/exercise_04" / model).mkdir(parents=True)
+        shutil.copy(
+            finished_run("cnn1" if model == "foreign" else model)[0] / "best.pt", tmp_path / "outs/exercise_04" / model
+        )
+    foreign = tmp_path / "outs/exercise_04/foreign/best.pt"
+    runs.save_checkpoint(foreign, dataclasses.replace(runs.load_checkpoint(foreign), model="resnet"))
+    code, out, err = call(evaluate.main)
+    assert code == 2 and "resnet" in err and "left out" in err and len(err.splitlines()) == 1
+    assert {row["model"] for row in runs.read_rows(tmp_path / "outs/exercise_04/comparison.csv")} == {"dense", "cnn2"}
+    assert call(evaluate.main, foreign)[0] == 2, "it was asked for by name"
+
+
+def test_a_run_that_is_gone_is_no_reason_not_to_compare(finished_run, call, tmp_path):
+    for model in ("dense", "cnn1", "cnn2"):
+        (tmp_path / model).mkdir()
+        shutil.copy(finished_run(model)[0] / "best.pt", tmp_path / model)
+    assert call(evaluate.main, "dense/best.pt", "cnn1/best.pt", "cnn2/best.pt")[0] == 0
+    (tmp_path / "cnn1").rename(tmp_path / "renamed")
+    assert "Not written" not in call(evaluate.main, "dense/best.pt", "renamed/best.pt", "cnn2/best.pt")[1]
+    assert {row["model"] for row in runs.read_rows("comparison.csv")} == {"dense", "renamed", "cnn2"}
+
+
+def test_from_another_folder_the_message_says_where_it_looked(call, tmp_path):
+    code, out, err = call(evaluate.main)
+    assert code == 2 and str(tmp_path / "outs") in err and str(ROOT) in err
+
+
 def test_checkpoints_of_different_data_sets_are_not_compared(finished_run, call, tmp_path):
     folder, _ = finished_run("cnn2")
     foreign = dataclasses.replace(runs.load_checkpoint(folder / "best.pt"), dataset="cifar10")

@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import os
 import pickle
 import zipfile
 
@@ -385,3 +386,41 @@ def test_failed_write_leaves_the_former_file_and_nothing_else(tmp_path, monkeypa
     assert full.value.filename == str(tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_bytes() == b"former"
+
+
+def test_a_file_that_another_program_holds_is_tried_again(tmp_path, monkeypatch):
+    """As Windows has it, while a virus scanner reads what was just written."""
+
+    def held(source, target):
+        if not tries:
+            return os_replace(source, target)
+        tries.pop()
+        raise PermissionError(13, "The process cannot access the file", source)
+
+    tries, os_replace = [1, 2], os.replace
+    monkeypatch.setattr(runs.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(runs.os, "replace", held)
+    runs.write_atomically(tmp_path / "file", b"content")
+    assert (tmp_path / "file").read_bytes() == b"content"
+    tries += range(1000)
+    with pytest.raises(PermissionError) as refused:
+        runs.write_atomically(tmp_path / "file", b"other")
+    assert refused.value.filename == str(tmp_path / "file") and (tmp_path / "file").read_bytes() == b"content"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error", "disk"), RuntimeError("a bug")])
+def test_however_a_run_ends_it_says_how_to_go_on(call, monkeypatch, few_digits, capsys, error):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(evaluate, "evaluate_checkpoint", fail)
+    options = ["--model", "cnn1", *DIGITS, "--epochs", 1, "--out-dir", "."]
+    if isinstance(error, RuntimeError):
+        with pytest.raises(RuntimeError):
+            call(train.main, *options)
+        err = capsys.readouterr().err
+    else:
+        code, out, err = call(train.main, *options)
+        assert code == 2
+    assert "Go on with:" in err and "--resume" in err

@@ -128,10 +128,10 @@ def test_loss_is_averaged_over_samples_and_taken_on_the_logits(call, tmp_path):
 
 
 def test_each_epoch_and_seed_has_an_order_of_its_own(call, monkeypatch, few_digits):
-    def watch(split, order, size, seed, epoch, augment=False):
+    def watch(split, order, size, seed, epoch, augment, corrupt):
         asked.append((seed, epoch, augment))
         assert torch.equal(order.cpu(), data.epoch_order(torch.zeros(len(order)), 0, seed, epoch))
-        return batches(split, order, size, seed, epoch, augment)
+        return batches(split, order, size, seed, epoch, augment, corrupt)
 
     asked, batches = [], data.batches
     monkeypatch.setattr(data, "batches", watch)
