@@ -88,13 +88,15 @@ def main(argv=None):
 
 
 def find_checkpoints(named):
-    """The checkpoint files to evaluate, each once: those that are named, or every best.pt of the exercise's runs."""
+    """The checkpoint files to evaluate, each once: those that are named, a run folder standing for its best.pt, or every
+    best.pt of the exercise's runs."""
     folder = runs.DEFAULT_OUT_DIR["cifar10"]
     paths = command.expand(named) if named else sorted(folder.glob(f"*/{runs.BEST}"))
     if not paths:
         project = Path(__file__).resolve().parent
         where = f"under {folder.absolute()}" + (f"; the project is in {project}" if Path.cwd() != project else "")
         raise runs.CheckpointError(f"no checkpoint named, and no {runs.BEST} {where}")
+    paths = [path / runs.BEST if path.is_dir() else path for path in paths]
     for path in paths:
         os.stat(path)  # raises OSError where there is none, before a folder is made for its results
     return list({os.path.realpath(path): path for path in paths}.values())

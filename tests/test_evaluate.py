@@ -330,7 +330,7 @@ def test_cells_of_the_comparison():
     [
         (["missing.pt"], "missing.pt: No such file or directory"),
         (["text.pt"], "not a checkpoint"),
-        (["."], "Is a directory"),
+        (["."], "best.pt: No such file"),
         ([], "no checkpoint named"),
         (["--device", "cuda:99"], "--device cuda:99"),
         (["--device", "abacus"], "--device abacus"),
