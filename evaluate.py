@@ -88,8 +88,8 @@ def main(argv=None):
 
 
 def find_checkpoints(named):
-    """The checkpoint files to evaluate, each once: those that are named, a run folder standing for its best.pt, or every
-    best.pt of the exercise's runs."""
+    """The checkpoint files to evaluate, each once: those that are named, where a run folder stands for its best.pt, or
+    every best.pt of the exercise's runs."""
     folder = runs.DEFAULT_OUT_DIR["cifar10"]
     paths = command.expand(named) if named else sorted(folder.glob(f"*/{runs.BEST}"))
     if not paths:
