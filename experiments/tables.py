@@ -1,10 +1,13 @@
-"""The tables of the README, of the lab report and of this folder's page, made from the committed files.
+"""The tables of README.md, of the lab report and of this folder's page; whether these texts say what the files say.
 
 Usage:
 
-    python -m experiments.tables        write them into the three, each between its two markers
+    python -m experiments.tables            write the tables, each between its two markers
+    python -m experiments.tables --check    print what disagrees with the committed files, a line each; exit code 1
 
-tests/test_report.py fails when one of them says anything else.
+A sentence may be worded in any way, but its numbers have to stand in a table of its section or among the section's
+sources below. The check is also about links, the commands and settings of the committed runs, and, where CIFAR-10 is in
+--data-dir, the predictions of the committed checkpoints.
 """
 
 import command
@@ -12,226 +15,96 @@ import command
 if __name__ == "__main__":
     command.start()
 
-
+import collections
 import itertools
 import json
+import os
 import re
-import statistics
 import sys
 from pathlib import Path
+from statistics import mean, stdev
 
 import numpy as np
 import torch
 
+import data
+import download
 import evaluate
 import models
 import runs
-from experiments import EFFECTS, RUNS, SEEDS
-from experiments.ablation import VARIANTS
-from experiments.common import effects, folders_of_seeds
-from experiments.seeds import COMMITTED
-from metrics import METRIC_COLUMNS, metric_rows
+from experiments import EFFECTS, RUNS, SEEDS, TRUE_LOSS, ablation
+from experiments.common import effects, folders_of_seeds, pflop
+from experiments.seeds import COMMITTED, VARIANTS
+from metrics import METRIC_COLUMNS, metric_rows, paired_difference
 
 ROOT = Path(__file__).resolve().parent.parent
-OUTS = ROOT / "outs"
+OUTS, EXPERIMENTS = ROOT / "outs", ROOT / "experiments"
 RESULTS = OUTS / "exercise_04"
-EXPERIMENTS = ROOT / "experiments"
-README, REPORT, PAGE = ROOT / "README.md", RESULTS / "README.md", EXPERIMENTS / "README.md"
-IMPROVED = "vgg_improved"
-SOFTMAX_TWICE = OUTS / "softmax_twice"
-BY_EXERCISE = ["dense", "cnn1", "cnn2", "vgg"]  # those of the exercise's recipe, from the simplest on
-NETWORKS = [*BY_EXERCISE, IMPROVED]
-MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+README = ROOT / "README.md"
+TEXTS = (README, RESULTS / "README.md", EXPERIMENTS / "README.md")
+SMALL = ("dense", "cnn1", "cnn2")
+IMPROVED, LONGER = "vgg_improved", "vgg_improved_longer"
+BY_EXERCISE = (*SMALL, "vgg")
+NETWORKS = (*BY_EXERCISE, IMPROVED)  # the runs that the report compares, from the simplest network on
+LAYERS = (*BY_EXERCISE, "vgg_fast")  # the networks whose layers it lists
+LONGEST_README = 230  # lines
+
+# What the committed files hold.
 
 
-def main(argv=None):
-    description = "Write the tables of README.md, of the lab report and of experiments anew from the committed files."
-    command.Parser(description=description).parse_args(argv)
-    for path in (README, REPORT, PAGE):
-        runs.write_atomically(path, with_tables(path.read_text(encoding="utf-8")).encode())
+def rows_of(path, **where):
+    """The rows of a CSV file that have those values, as dicts; what can be read as a number is a float, nothing nan."""
 
+    def value(text):
+        try:
+            return float(text or "nan")
+        except ValueError:
+            return text
 
-def with_tables(text):
-    """A text with what stands between the markers `table: NAME` and `end of table` made anew."""
-    return MARKED.sub(lambda match: match[1] + evaluate.markdown(TABLES[match[2]]()) + match[3], text)
+    rows = [{column: value(text) for column, text in row.items()} for row in runs.read_rows(path)]
+    return [row for row in rows if where.items() <= row.items()]
 
 
 def metrics_of(name):
     return runs.read_metrics(RESULTS / name)
 
 
-def code(name):
-    return f"`{name}`"
+def history_of(name):
+    return runs.read_history(RESULTS / name)
 
 
-def share(value):
-    return f"{value:.2%}"
+def of_seeds(run, column="test_accuracy"):
+    """A column of seeds.csv for a run, from seed 0 on, as an array."""
+    return np.array([row[column] for row in rows_of(OUTS / "seeds" / SEEDS, run=run)])
 
 
-def interval(low, high):
-    return f"{100 * low:.2f}–{high:.2%}"
+def folders_of(run):
+    """The folders of a run from seed 0 on, which for some runs is among the committed results."""
+    committed = ROOT / COMMITTED[run] if run in COMMITTED else None
+    return list(folders_of_seeds(OUTS / "seeds" / run, runs.METRICS, committed).values())
 
 
-def split():
-    samples = {name: metrics_of("cnn2")[name]["samples"] for name in runs.SPLITS}
-    total = sum(samples.values())
-    rows = [[name, f"{count:,}", share(count / total), f"{count // 10:,}"] for name, count in samples.items()]
-    return [["split", "images", "share", "of each class"], *rows]
+def best_minus_last(run):
+    """Test accuracy of the best epoch minus that of the last, for each seed with which the last was measured."""
+    differences = of_seeds(run) - of_seeds(run, "last_test_accuracy")
+    return differences[~np.isnan(differences)]
 
 
-def layers(name):
-    """A row for each layer: its kind, the shape of what it gives for one image, its parameters."""
-    model, rows = models.build(name).eval(), []
-
-    def note(layer, inputs, output):
-        kind = {"Conv2d": "convolution {0}x{0}", "Linear": "fully connected", "MaxPool2d": "max pooling {0}x{0}"}
-        kind |= {"BatchNorm2d": "batch normalisation", "Dropout": "dropout 0.5", "Flatten": "flatten"}
-        size = getattr(layer, "kernel_size", None)
-        side = size[0] if isinstance(size, tuple) else size
-        title = kind.get(type(layer).__name__, type(layer).__name__).format(side)
-        shape = " x ".join(map(str, output.shape[1:]))
-        rows.append([title, shape, f"{models.count_parameters(layer):,}"])
-
-    for layer in model.layers:
-        layer.register_forward_hook(note)
-    with torch.inference_mode():
-        model(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
-    total = ["**sum**", "", f"**{models.count_parameters(model):,}**"]
-    return [["layer", "output", "parameters"], ["normalise", "3 x 32 x 32", "0"], *rows, ["softmax", "10", "0"], total]
+def effect_of_seeds(run, baseline):
+    """How far a run's mean test accuracy over seeds is above another's, and the ends of the 95% interval."""
+    (effect,) = effects({name: of_seeds(name) for name in (baseline, run)}, [(run, baseline)])
+    return effect["difference"], effect["low"], effect["high"]
 
 
-def comparison():
-    rows = []
-    for row in runs.read_rows(RESULTS / runs.COMPARISON):
-        cells = [code(row["model"]), *(share(float(row[f"{name}_accuracy"])) for name in ("train", "validation"))]
-        cells += [f"**{float(row['test_accuracy']):.2%}**"]
-        cells += [interval(float(row["interval_low"]), float(row["interval_high"]))]
-        rows.append(cells + [share(float(row[f"test_{name}"])) for name in ("precision", "recall", "f1")])
-    return [["network", "train", "validation", "test", "95% interval", "precision", "recall", "F1"], *rows]
+def confusion_matrices(run):
+    """Of the test split, int [seeds, 10, 10]: classes by predicted classes."""
+    return np.array([runs.read_metrics(folder)["test"]["confusion_matrix"] for folder in folders_of(run)])
 
 
-def results():
-    """The comparison in short, with what each network costs."""
-    rows = []
-    for row in runs.read_rows(RESULTS / runs.COMPARISON):
-        cells = [f"{float(row['validation_accuracy']):.1%}", f"**{float(row['test_accuracy']):.2%}**"]
-        low, high = (f"{100 * float(row[f'interval_{end}']):.1f}" for end in ("low", "high"))
-        counts = [f"{int(row[name]) / 1e6:.1f} M" for name in ("parameters", "multiply_adds")]
-        minutes = runs.read_history(RESULTS / row["model"])["seconds"].sum() / 60
-        rows.append([code(row["model"]), *cells, f"{low}–{high}", *counts, f"{minutes:.0f}"])
-    header = ["network", "validation", "test", "95% interval", "parameters", "multiply-adds", "minutes"]
-    return [header, *rows]
-
-
-def in_points(difference, low, high):
-    return f"{100 * difference:.1f} ({100 * low:.1f} to {100 * high:.1f})"
-
-
-def spread(values, digits=2):
-    """Mean and standard deviation over seeds."""
-    if not values:
-        return "–"
-    return f"{statistics.mean(values):.{digits}f}" + (f" ± {statistics.stdev(values):.{digits}f}" if values[1:] else "")
-
-
-def rows_by(column, path):
-    """The rows of a CSV file by what stands in a column: a dict of lists."""
-    by_value = {}
-    for row in runs.read_rows(path):
-        by_value.setdefault(row[column], []).append(row)
-    return by_value
-
-
-def seed_rows():
-    """The rows of seeds.csv by run, the committed seed 0 first."""
-    return rows_by("run", OUTS / "seeds" / SEEDS)
-
-
-def steps_over_seeds():
-    """The difference of the mean test accuracies of two successive networks: experiments.effects by (row, against)."""
-    values = {run: [float(row["test_accuracy"]) for row in rows] for run, rows in seed_rows().items()}
-    steps = {}
-    for against, row in itertools.pairwise(NETWORKS):
-        (steps[row, against],) = effects({name: values[name] for name in (against, row)}, [(row, against)])
-    return steps
-
-
-def steps():
-    rows, over_seeds = [], steps_over_seeds()
-    for row in runs.read_rows(RESULTS / runs.COMPARISON)[1:]:
-        pair = row["model"], row["compared_with"]
-        counts = [f"{int(row[name]):,}" for name in ("only_that_right", "only_this_right")]
-        paired = in_points(*(float(row[f"difference{end}"]) for end in ("", "_low", "_high")))
-        seeds = in_points(*(over_seeds[pair][name] for name in ("difference", "low", "high")))
-        rows.append([f"{code(pair[1])} → {code(pair[0])}", *counts, paired, seeds])
-    header = ["step", "only the first is right", "only the second is right", "points, seed 0 (95% interval)"]
-    return [[*header, "points, mean of the seeds (95% interval)"], *rows]
-
-
-def seeds():
-    """What the seed changes: means and standard deviations."""
-    table = [["network", "seeds", "test accuracy, %", "best epoch", "validation minus test, points"]]
-    table[0].append("best minus last epoch on the test images, points")
-    for run, rows in seed_rows().items():
-        test, validation = ([100 * float(row[f"{name}_accuracy"]) for row in rows] for name in ("test", "validation"))
-        last = [(each, row["last_test_accuracy"]) for each, row in zip(test, rows)]
-        cells = [spread(test), spread([int(row["best_epoch"]) for row in rows], 0)]
-        cells.append(spread([here - there for here, there in zip(validation, test)]))
-        gained = [best - 100 * float(accuracy) for best, accuracy in last if accuracy]
-        of_them = f" ({len(gained)} {'seed' if len(gained) == 1 else 'seeds'})" if len(gained) < len(rows) else ""
-        table.append([code(run), str(len(rows)), *cells, spread(gained) + of_them])
-    return table
-
-
-def splits_of_cnn2():
-    rows, metrics = [], metrics_of("cnn2")
-    for name in runs.SPLITS:
-        values = metrics[name]
-        cells = [name, share(values["accuracy"]), share(values["balanced_accuracy"])]
-        cells += [share(values["macro"][column]) for column in METRIC_COLUMNS]
-        rows.append([*cells, f"{values['loss']:.4f}"])
-    return [["split", "accuracy", "balanced accuracy", "precision", "recall", "F1", "specificity", "loss"], *rows]
-
-
-def classes_of_cnn2():
-    return metric_rows(metrics_of("cnn2")["test"])
-
-
-def fitting():
-    """Where overfitting begins, what the best epoch shows, and what the last one does."""
-    header = ["network", "lowest validation loss", "best epoch", "training / validation accuracy of the best epoch"]
-    header += ["training / validation accuracy of the last epoch", "validation loss of the last epoch"]
-    rows = []
-    for name in NETWORKS:
-        history, kept = runs.read_history(RESULTS / name), metrics_of(name)["best_epoch"]
-        losses = history["validation_loss"]
-        cells = [code(name), f"{losses.min():.3f} at epoch {losses.argmin() + 1}", str(kept)]
-        for epoch in (kept, len(losses)):
-            cells.append(" / ".join(share(history[f"{name}_accuracy"][epoch - 1]) for name in ("train", "validation")))
-        rows.append([*cells, f"{losses[-1]:.3f}"])
-    return [header, *rows]
-
-
-def tests_of(run):
-    """The metrics of a run on the test split, one for each seed, the committed run's first."""
-    folders = folders_of_seeds(OUTS / "seeds" / run, runs.METRICS, ROOT / COMMITTED[run])
-    return [runs.read_metrics(folder)["test"] for folder in folders.values()]
-
-
-def confusions(count=8):
-    """The pairs of classes that cnn2 confuses most on the test split: their share, in each network, over its seeds."""
-    classes = list(metrics_of("cnn2")["test"]["per_class"])
-    shares = {}
-    for name in NETWORKS:
-        matrices = np.array([test["confusion_matrix"] for test in tests_of(name)])
-        totals = matrices.sum(axis=2, keepdims=True)
-        shares[name] = 100 * (matrices + matrices.swapaxes(1, 2)) / (totals + totals.swapaxes(1, 2))
-    pairs = sorted(itertools.combinations(range(len(classes)), 2), key=lambda pair: -shares["cnn2"].mean(axis=0)[pair])
-    rows = [
-        [f"{classes[one]}, {classes[other]}", *(spread(shares[name][:, one, other].tolist(), 1) for name in NETWORKS)]
-        for one, other in pairs[:count]
-    ]
-    return [["classes", *map(code, NETWORKS)], *rows]
+def changed(kind, amount):
+    """The test accuracy of each network on images that are changed in that way, a dict."""
+    rows = rows_of(RESULTS / runs.ROBUSTNESS, transformation=kind, amount=amount)
+    return {row["model"]: row["test_accuracy"] for row in rows}
 
 
 def confidence_of(name):
@@ -240,188 +113,18 @@ def confidence_of(name):
     return probabilities.max(axis=1).mean(dtype=np.float64)
 
 
-def calibration():
-    rows = []
-    for name in NETWORKS:
-        test = metrics_of(name)["test"]
-        rows.append(
-            [code(name), share(confidence_of(name)), share(test["accuracy"]), share(test["expected_calibration_error"])]
-        )
-    return [["network", "mean probability of the predicted class", "accuracy", "calibration error"], *rows]
-
-
-def right_of(name):
-    """Where a committed run is right on the test images, in their official order, bool [10,000]."""
-    return evaluate.right_predictions(RESULTS / name)
-
-
 def near_duplicates():
     """Indices of the test images that have a near-duplicate among the training images (Barz & Denzler 2020)."""
-    return [int(row["TestID"]) for row in runs.read_rows(EXPERIMENTS / "near_duplicates.csv")]
+    return [int(row["TestID"]) for row in rows_of(EXPERIMENTS / "near_duplicates.csv")]
 
 
-def doubted_labels():
+def contested_labels():
     """Indices of the test images whose label fewer than three of five people agreed with (Northcutt et al. 2021)."""
-    rows = runs.read_rows(EXPERIMENTS / "doubted_labels.csv")
-    return [int(row["test_index"]) for row in rows if int(row["judged_label"]) < 3]
-
-
-def new_data():
-    """Test accuracy with and without images that say little about new data, or whose label may be wrong."""
-    rows = []
-    for name in NETWORKS:
-        right = right_of(name)
-        twins, doubted = (np.isin(np.arange(len(right)), each()) for each in (near_duplicates, doubted_labels))
-        rows.append([code(name), *(share(right[each].mean()) for each in (slice(None), twins, ~twins, ~doubted))])
-    header = ["all", "with a near-duplicate", "without one", "without a contested label"]
-    return [["network", *header], *rows]
-
-
-def changed_accuracies():
-    """The test accuracy on changed images, a dict by (network, kind of change, amount)."""
-    return {
-        (row["model"], row["transformation"], float(row["amount"])): float(row["test_accuracy"])
-        for row in runs.read_rows(RESULTS / runs.ROBUSTNESS)
-    }
-
-
-def changed_images(titles):
-    """Test accuracy on images that are changed as the keys of `titles` say: (kind, amount)."""
-    accuracy = changed_accuracies()
-    rows = [[code(name), *(f"{accuracy[(name, *change)]:.1%}" for change in titles)] for name in NETWORKS]
-    return [["network", *titles.values()], *rows]
-
-
-def robustness():
-    shifts = {("shift", amount): f"{amount} px" for amount in (0, 1, 2, 4, 8)}
-    return changed_images(shifts | {("rotation", amount): f"{amount}°" for amount in (10, 20, 30, 90)})
-
-
-def conditions():
-    return changed_images(
-        {
-            ("noise", 0): "as they are",
-            ("noise", 5): "noise 5",
-            ("noise", 10): "noise 10",
-            ("noise", 20): "noise 20",
-            ("blur", 1): "blur 1 px",
-            ("contrast", 0.5): "half the contrast",
-            ("jpeg", 50): "JPEG quality 50",
-        }
-    )
-
-
-def softmax():
-    rows = []
-    for title, folder in (("logits", RESULTS / "cnn2"), ("probabilities: softmax applied twice", SOFTMAX_TWICE)):
-        metrics, history = runs.read_metrics(folder), runs.read_history(folder)
-        lowest, test = history["validation_loss"].argmin() + 1, metrics["test"]
-        cells = [title, str(metrics["best_epoch"]), str(lowest), share(metrics["validation"]["accuracy"])]
-        rows.append(
-            [
-                *cells,
-                share(test["accuracy"]),
-                interval(*test["accuracy_interval"]),
-                share(test["expected_calibration_error"]),
-            ]
-        )
-    header = ["the loss of `cnn2` is taken on", "best epoch", "lowest validation loss at epoch", "validation"]
-    calibrated = "[calibration error](#are-its-probabilities-probabilities)"
-    return [[*header, "test", "95% interval", calibrated], *rows]
-
-
-def search():
-    """The search for the improved recipe, from the least computation on."""
-    rows = sorted(runs.read_rows(EXPERIMENTS / "search.csv"), key=lambda row: float(row["pflop"]))
-    header = ["run", "widths", "epochs", "PFLOP", "minutes", "validation accuracy", "loss"]
-    optimizers = {"sgd": "SGD", "muon": "Muon"}
-    return [header] + [
-        [
-            f"{optimizers[row['optimizer']]}: {row['what']}",
-            row["widths"].replace("-", ", "),
-            row["epochs"],
-            f"{float(row['pflop']):.2f}",
-            row["minutes"],
-            share(float(row["validation_accuracy"])),
-            f"{float(row['validation_loss']):.3f}",
-        ]
-        for row in rows
-    ]
-
-
-def compared(experiment, titles, costs=False):
-    """The rows of an experiment: those of `titles`, a dict by row; with what each costs, if so wished."""
-    folder = OUTS / experiment
-    by_row = rows_by("variant", folder / RUNS)
-    differences = {
-        row["variant"]: in_points(*(float(row[name]) for name in ("difference", "low", "high")))
-        for row in runs.read_rows(folder / EFFECTS)
-    }
-    table = [["", "seeds", "validation accuracy, mean ± std, %", "difference in points (95% interval)"]]
-    table[0] += ["with noise, %", "PFLOP", "minutes"] if costs else []
-    for name, title in titles.items():
-        rows = by_row[name]
-        clean, noisy = ([100 * float(row[of]) for row in rows] for of in ("validation_accuracy", "with_noise"))
-        table.append([title, str(len(rows)), spread(clean), differences.get(name, "–")])
-        if costs:
-            minutes = statistics.mean(float(row["minutes"]) for row in rows)
-            table[-1] += [spread(noisy, 1), f"{float(rows[0]['pflop']):.2f}", f"{minutes:.0f}"]
-    return table
-
-
-def vgg_apart():
-    return compared(
-        "vgg_apart",
-        {
-            "cnn2": "`cnn2`",
-            "wider": "as many filters and units as `vgg`",
-            "third_block": "a third block",
-            "two_convolutions": "two convolutions in each block",
-            "batch_normalisation": "batch normalisation",
-            "dropout": "dropout, which makes it `vgg`",
-        },
-        costs=True,
-    )
-
-
-def ablation():
-    def rate(row):
-        return VARIANTS[row].recipe.learning_rate
-
-    return compared(
-        "ablation",
-        {
-            "all_parts": "all parts",
-            "vgg_by_this_recipe": "`vgg` instead of `vgg_fast`",
-            "without_whitening": "no whitening: the first layer starts at random and is trained",
-            "without_identity_initialisation": "no identity initialisation: convolutions but the first start at random",
-            "without_augmentation": "no augmentation",
-            "without_label_smoothing": "no label smoothing",
-            "without_skipping_easy_images": "no skipping of easy images",
-            "constant_learning_rate": f"constant learning rate, {rate('constant_learning_rate'):g}",
-            "adamw_instead_of_muon": f"AdamW, {rate('adamw_instead_of_muon'):g}, instead of Muon",
-        },
-        costs=True,
-    )
-
-
-def learning_rates():
-    names = [(name, rate) for name in ("dense", "cnn2") for rate in ("1e-4", "3e-4", "1e-3")]
-    return compared("learning_rates", {f"{name}_{rate}": f"`{name}`, {rate}" for name, rate in names})
-
-
-def precision():
-    return compared("precision", {"fp32": "fp32", "bf16": "bf16"})
+    return [int(row["test_index"]) for row in rows_of(EXPERIMENTS / "doubted_labels.csv") if row["judged_label"] < 3]
 
 
 def measured_speed(part, file="throughput.json"):
     return json.loads((EXPERIMENTS / file).read_text())[part]
-
-
-def with_range(values, digits=1):
-    """Median, minimum and maximum of several rounds."""
-    median, low, high = (f"{values[name]:,.{digits}f}" for name in ("median", "minimum", "maximum"))
-    return f"{median} ({low} to {high})"
 
 
 def step_times(values):
@@ -430,45 +133,549 @@ def step_times(values):
     return times["project"], min(time for contestant, time in times.items() if contestant.startswith("usual"))
 
 
+# The tables: each function yields the rows of the table of its name, with " | " between the cells.
+
+TABLES = {}  # by name, functions that give the Markdown
+
+
+def table(*header):
+    def register(rows):
+        TABLES[rows.__name__] = lambda: markdown(" | ".join(header), *rows())
+        return rows
+
+    return register
+
+
+def markdown(*lines):
+    return evaluate.markdown([line.split(" | ") for line in lines])
+
+
+def percent(*values, digits=2):
+    return " | ".join(f"{value:.{digits}%}" for value in values)
+
+
+def interval(low, high, digits=2):
+    return f"{100 * low:.{digits}f}–{100 * high:.{digits}f}"
+
+
+def in_points(difference, low, high):
+    return f"{100 * difference:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def spread(values, digits=2):
+    """Mean and standard deviation over seeds."""
+    if len(values) == 0:
+        return "–"
+    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def with_range(values, digits=1):
+    """Median, minimum and maximum of several rounds."""
+    return "{median:,.{0}f} ({minimum:,.{0}f} to {maximum:,.{0}f})".format(digits, **values)
+
+
+@table("split | images | share | of each class")
+def split():
+    images = {name: metrics_of("cnn2")[name]["samples"] for name in runs.SPLITS}
+    for name, count in images.items():
+        yield f"{name} | {count:,} | {count / sum(images.values()):.2%} | {count // 10:,}"
+
+
+@table("split | accuracy | balanced accuracy | precision | recall | F1 | specificity | loss")
+def splits_of_cnn2():
+    for name in runs.SPLITS:
+        values = metrics_of("cnn2")[name]
+        macro = [values["macro"][column] for column in METRIC_COLUMNS]
+        yield f"{name} | {percent(values['accuracy'], values['balanced_accuracy'], *macro)} | {values['loss']:.4f}"
+
+
+TABLES["classes_of_cnn2"] = lambda: evaluate.markdown(metric_rows(metrics_of("cnn2")["test"]))
+
+
+def layers(name):
+    kinds = {"Conv2d": "convolution {0}x{0}", "Linear": "fully connected", "MaxPool2d": "max pooling {0}x{0}"}
+    kinds |= {"BatchNorm2d": "batch normalisation", "Dropout": "dropout 0.5", "Flatten": "flatten"}
+    model, values = models.build(name).eval(), torch.zeros(1, 3, 32, 32)
+    yield "layer | output | parameters"
+    yield "normalise | 3 x 32 x 32 | 0"
+    for layer in model.layers:
+        values, kind, side = layer(values), type(layer).__name__, np.ravel(getattr(layer, "kernel_size", 0))[0]
+        shape = " x ".join(map(str, values.shape[1:]))
+        yield f"{kinds.get(kind, kind).format(side)} | {shape} | {models.count_parameters(layer):,}"
+    yield "softmax | 10 | 0"
+    yield f"**sum** |  | **{models.count_parameters(model):,}**"
+
+
+TABLES |= {f"layers_{name}": lambda name=name: markdown(*layers(name)) for name in LAYERS}
+
+
+@table("network | train | validation | test | 95% interval | precision | recall | F1")
+def comparison():
+    for name in NETWORKS:
+        train, validation, test = (metrics_of(name)[split] for split in runs.SPLITS)
+        accuracies = f"{percent(train['accuracy'], validation['accuracy'])} | **{test['accuracy']:.2%}**"
+        macro = [test["macro"][column] for column in ("precision", "recall", "f1")]
+        yield f"`{name}` | {accuracies} | {interval(*test['accuracy_interval'])}% | {percent(*macro)}"
+
+
+@table("network | validation | test | 95% interval | parameters | multiply-adds | minutes")
+def results():
+    for name in NETWORKS:
+        metrics, minutes = metrics_of(name), history_of(name)["seconds"].sum() / 60
+        validation, test = metrics["validation"]["accuracy"], metrics["test"]
+        accuracies = f"{validation:.1%} | **{test['accuracy']:.2%}** | {interval(*test['accuracy_interval'], digits=1)}"
+        costs = f"{metrics['parameters'] / 1e6:.1f} M | {metrics['multiply_adds'] / 1e6:.1f} M | {minutes:.0f}"
+        yield f"`{name}` | {accuracies} | {costs}"
+
+
+@table(
+    "step | only the first is right | only the second is right | points, seed 0 (95% interval)",
+    "points, mean of the seeds (95% interval)",
+)
+def steps():
+    for before, name in itertools.pairwise(NETWORKS):
+        that, this = (evaluate.right_predictions(RESULTS / each) for each in (before, name))
+        only_this, only_that, *paired = paired_difference(this, that)
+        means = in_points(*effect_of_seeds(name, before))
+        yield f"`{before}` → `{name}` | {only_that:,} | {only_this:,} | {in_points(*paired)} | {means}"
+
+
+@table(
+    "network | seeds | test accuracy, % | best epoch | validation minus test, points",
+    "best minus last epoch on the test images, points",
+)
+def seeds():
+    for run in dict.fromkeys(row["run"] for row in rows_of(OUTS / "seeds" / SEEDS)):
+        test, gained = of_seeds(run), best_minus_last(run)
+        gap = of_seeds(run, "validation_accuracy") - test
+        cells = f"{spread(100 * test)} | {spread(of_seeds(run, 'best_epoch'), 0)} | {spread(100 * gap)}"
+        some = f" ({len(gained)} seed{'s' * (len(gained) > 1)})" if len(gained) < len(test) else ""
+        yield f"`{run}` | {len(test)} | {cells} | {spread(100 * gained)}{some}"
+
+
+@table(
+    "network | lowest validation loss | best epoch | training / validation accuracy of the best epoch",
+    "training / validation accuracy of the last epoch | validation loss of the last epoch",
+)
+def fitting():
+    for name in NETWORKS:
+        history, best = history_of(name), metrics_of(name)["best_epoch"]
+        loss, pairs = history["validation_loss"], zip(history["train_accuracy"], history["validation_accuracy"])
+        pairs = [f"{train:.2%} / {validation:.2%}" for train, validation in pairs]
+        lowest = f"{loss.min():.3f} at epoch {loss.argmin() + 1}"
+        yield f"`{name}` | {lowest} | {best} | {pairs[best - 1]} | {pairs[-1]} | {loss[-1]:.3f}"
+
+
+@table("classes", *(f"`{name}`" for name in NETWORKS))
+def confusions(count=8):
+    """The pairs of classes that cnn2 confuses most: the share of their test images, in percent, over the seeds."""
+    classes, shares = list(metrics_of("cnn2")["test"]["per_class"]), {}
+    for name in NETWORKS:
+        matrices = confusion_matrices(name)
+        images = matrices.sum(axis=2, keepdims=True)
+        shares[name] = 100 * (matrices + matrices.swapaxes(1, 2)) / (images + images.swapaxes(1, 2))
+    pairs = sorted(itertools.combinations(range(10), 2), key=lambda pair: -shares["cnn2"].mean(axis=0)[pair])
+    for one, other in pairs[:count]:
+        cells = (spread(shares[name][:, one, other], 1) for name in NETWORKS)
+        yield " | ".join([f"{classes[one]}, {classes[other]}", *cells])
+
+
+@table("network | mean probability of the predicted class | accuracy | calibration error")
+def calibration():
+    for name in NETWORKS:
+        test = metrics_of(name)["test"]
+        yield f"`{name}` | {percent(confidence_of(name), test['accuracy'], test['expected_calibration_error'])}"
+
+
+@table("network | all | with a near-duplicate | without one | without a contested label")
+def new_data():
+    for name in NETWORKS:
+        right = evaluate.right_predictions(RESULTS / name)
+        twins, contested = (np.isin(np.arange(len(right)), each) for each in (near_duplicates(), contested_labels()))
+        shares = right.mean(), right[twins].mean(), right[~twins].mean(), right[~contested].mean()
+        yield f"`{name}` | {percent(*shares)}"
+
+
+@table("network | 0 px | 1 px | 2 px | 4 px | 8 px | 10° | 20° | 30° | 90°")
+def robustness():
+    return on_changed_images(shift=(0, 1, 2, 4, 8), rotation=(10, 20, 30, 90))
+
+
+@table("network | as they are | noise 5 | noise 10 | noise 20 | blur 1 px | half the contrast | JPEG quality 50")
+def conditions():
+    return on_changed_images(noise=(0, 5, 10, 20), blur=[1], contrast=[0.5], jpeg=[50])
+
+
+def on_changed_images(**changes):
+    accuracies = [changed(kind, amount) for kind, amounts in changes.items() for amount in amounts]
+    for name in NETWORKS:
+        yield f"`{name}` | {percent(*(accuracy[name] for accuracy in accuracies), digits=1)}"
+
+
+@table(
+    "the loss of `cnn2` is taken on | best epoch | lowest validation loss at epoch | validation | test | 95% interval",
+    "[calibration error](#are-its-probabilities-probabilities)",
+)
+def softmax():
+    folders = {"logits": RESULTS / "cnn2", "probabilities: softmax applied twice": OUTS / "softmax_twice"}
+    for title, folder in folders.items():
+        metrics, lowest = runs.read_metrics(folder), runs.read_history(folder)["validation_loss"].argmin() + 1
+        validation, test = metrics["validation"], metrics["test"]
+        accuracies = f"{percent(validation['accuracy'], test['accuracy'])} | {interval(*test['accuracy_interval'])}%"
+        error = test["expected_calibration_error"]
+        yield f"{title} | {metrics['best_epoch']} | {lowest} | {accuracies} | {error:.2%}"
+
+
+@table("run | widths | epochs | PFLOP | minutes | validation accuracy | loss")
+def search():
+    """The search for the improved recipe, from the least computation on."""
+    optimizers = {"sgd": "SGD", "muon": "Muon"}
+    for row in sorted(rows_of(EXPERIMENTS / "search.csv"), key=lambda row: row["pflop"]):
+        run = f"{optimizers[row['optimizer']]}: {row['what']} | {row['widths'].replace('-', ', ')}"
+        costs = f"{row['epochs']:.0f} | {row['pflop']:.2f} | {row['minutes']:.0f}"
+        yield f"{run} | {costs} | {row['validation_accuracy']:.2%} | {row['validation_loss']:.3f}"
+
+
+def rate(variant):
+    return f"{ablation.VARIANTS[variant].recipe.learning_rate:g}"
+
+
+TITLES = {  # of the variants of an experiment
+    "vgg_apart": {
+        "cnn2": "`cnn2`",
+        "wider": "as many filters and units as `vgg`",
+        "third_block": "a third block",
+        "two_convolutions": "two convolutions in each block",
+        "batch_normalisation": "batch normalisation",
+        "dropout": "dropout, which makes it `vgg`",
+    },
+    "ablation": {
+        "all_parts": "all parts",
+        "vgg_by_this_recipe": "`vgg` instead of `vgg_fast`",
+        "without_whitening": "no whitening: the first layer starts at random and is trained",
+        "without_identity_initialisation": "no identity initialisation: convolutions but the first start at random",
+        "without_augmentation": "no augmentation",
+        "without_label_smoothing": "no label smoothing",
+        "without_skipping_easy_images": "no skipping of easy images",
+        "constant_learning_rate": f"constant learning rate, {rate('constant_learning_rate')}",
+        "adamw_instead_of_muon": f"AdamW, {rate('adamw_instead_of_muon')}, instead of Muon",
+    },
+    "learning_rates": {f"{name}_{x}": f"`{name}`, {x}" for name in ("dense", "cnn2") for x in ("1e-4", "3e-4", "1e-3")},
+    "precision": {"fp32": "fp32", "bf16": "bf16"},
+}
+
+
+def compared(experiment):
+    header = " | seeds | validation accuracy, mean ± std, % | difference in points (95% interval)"
+    with_costs = experiment in ("vgg_apart", "ablation")
+    yield header + " | with noise, % | PFLOP | minutes" * with_costs
+    for variant, title in TITLES[experiment].items():
+        rows = rows_of(OUTS / experiment / RUNS, variant=variant)
+        clean, noisy = ([100 * row[column] for row in rows] for column in ("validation_accuracy", "with_noise"))
+        effect = rows_of(OUTS / experiment / EFFECTS, variant=variant)  # none of what others are compared with
+        difference = in_points(*(effect[0][end] for end in ("difference", "low", "high"))) if effect else "–"
+        costs = f" | {spread(noisy, 1)} | {rows[0]['pflop']:.2f} | {mean(row['minutes'] for row in rows):.0f}"
+        yield f"{title} | {len(rows)} | {spread(clean)} | {difference}{costs * with_costs}"
+
+
+TABLES |= {experiment: lambda name=experiment: markdown(*compared(name)) for experiment in TITLES}
+
+
+@table("network | this project | usual script | ratio | ratio, both in fp32 | relative to the floor")
 def speed():
-    rows = []
     for name, values in measured_speed("steps").items():
-        project, usual = step_times(values)
-        ratios = values["ratios"]
-        ratio, fp32 = ratios["usual script / project"], ratios["usual script / project fp32"]
-        cells = [code(name), f"{project:.2f} ms", f"{usual:.2f} ms", with_range(ratio)]
-        rows.append([*cells, f"{fp32['median']:.1f}", f"{ratios['project / floor']['median']:.2f}"])
-    return [["network", "this project", "usual script", "ratio", "ratio, both in fp32", "relative to the floor"], *rows]
+        ratios, times = values["ratios"], " | ".join(f"{time:.2f} ms" for time in step_times(values))
+        fp32, floor = (ratios[each]["median"] for each in ("usual script / project fp32", "project / floor"))
+        yield f"`{name}` | {times} | {with_range(ratios['usual script / project'])} | {fp32:.1f} | {floor:.2f}"
 
 
+@table("network | batch size | microseconds an image | peak memory")
 def batch_sizes():
-    rows = []
     for name, batches in measured_speed("batches").items():
         for size, values in batches.items():
-            cells = [code(name), size.removeprefix("batch "), with_range(values["microseconds an image"], 0)]
-            rows.append([*cells, f"{values['peak memory in MB']:,} MB"])
-    return [["network", "batch size", "microseconds an image", "peak memory"], *rows]
+            time, memory = with_range(values["microseconds an image"], 0), values["peak memory in MB"]
+            yield f"`{name}` | {size.removeprefix('batch ')} | {time} | {memory:,} MB"
 
 
+@table("network | threads | alone | beside a busy program | ratio")
 def busy():
-    rows = []
-    for name, values in measured_speed("busy").items():
-        for threads in ("bound", "free"):
-            times = [values["milliseconds"][f"{threads}, {state}"]["median"] for state in ("alone", "busy")]
-            slower = with_range(values["ratios"][f"busy / alone, {threads}"])
-            rows.append([code(name), threads, *(f"{time:.2f} ms" for time in times), slower])
-    return [["network", "threads", "alone", "beside a busy program", "ratio"], *rows]
+    for (name, values), threads in itertools.product(measured_speed("busy").items(), ("bound", "free")):
+        alone, beside = (values["milliseconds"][f"{threads}, {state}"]["median"] for state in ("alone", "busy"))
+        ratio = with_range(values["ratios"][f"busy / alone, {threads}"])
+        yield f"`{name}` | {threads} | {alone:.2f} ms | {beside:.2f} ms | {ratio}"
 
 
-TABLES = {
-    function.__name__: function
-    for function in (
-        *(split, comparison, results, steps, seeds, splits_of_cnn2, classes_of_cnn2, fitting, confusions, calibration),
-        *(new_data, robustness, conditions, softmax, search, speed, batch_sizes, busy),
-        *(vgg_apart, ablation, learning_rates, precision),
-    )
-}
-TABLES |= {f"layers_{name}": lambda name=name: layers(name) for name in models.MODELS}
+# What the sentences may say besides the tables of their section.
+
+
+def sources():
+    """The heading of a section, then numbers that its sentences may give: as text, those that were chosen, defined or
+    measured by others; else values of the committed files, shares as fractions."""
+    train, validation, test = ({name: metrics_of(name)[split] for name in NETWORKS} for split in runs.SPLITS)
+    vgg, cnn2, dense = (test[name]["accuracy"] for name in ("vgg", "cnn2", "dense"))
+    improved, longer, minutes = of_seeds(IMPROVED), of_seeds(LONGER), of_seeds(IMPROVED, "minutes").mean()
+    deviations = [of_seeds(run).std(ddof=1) for run in SMALL]
+    softmax_costs = of_seeds("cnn2") - of_seeds("softmax_twice")
+
+    yield "CIFAR-10 with convolutional networks", "60,000", improved.mean(), longer.mean(), minutes
+    yield "CIFAR-10 with convolutional networks", operations(LONGER) / operations(IMPROVED)
+    yield "Quick start", "3.10 80 170", cnn2, minutes
+    yield "What came out", "10 32 80 255 10,000", deviations, improved, improved.mean() - of_seeds("vgg").mean()
+    yield "What came out", softmax_costs, confidence_of("vgg"), confidence_of(IMPROVED), kept("shift", 8)
+    yield "What came out", [history_of(name)["validation_loss"].argmin() + 1 for name in BY_EXERCISE]
+    yield "What came out", [changed("noise", amount)[name] for amount in (0, 10) for name in ("dense", IMPROVED)]
+    yield "Use", "3"
+    yield "Files", "25 5,000 10,000 45,000"
+
+    model, _ = models.load_model(RESULTS / "cnn2" / runs.BEST)
+    yield "Formalisation", "32 45,000", models.count_parameters(model), *(each.shape for each in model.parameters())
+    yield "Data", "6,000 60,000", model.mean, model.std
+    yield "Loss", "2.30 2.40 2.46 1.46 40 45 60 80 100", softmax_costs, of_seeds("softmax_twice")
+    for run in ("cnn2", "softmax_twice"):
+        curves = np.array([runs.read_history(folder)["validation_accuracy"] for folder in folders_of(run)])
+        yield "Loss", curves[0, 17], np.delete(curves[:, -1], 1).mean()  # without seed 1
+    losses = [row["validation_loss"] for row in rows_of(OUTS / "softmax_twice" / TRUE_LOSS)]
+    yield "Loss", min(losses), np.argmin(losses) + 1, losses[-1]
+    yield "Networks", "27 288"
+    yield "Hyper-parameters", "0.01 32 80", max(max(of_seeds(run, "best_epoch")) for run in SMALL)
+    yield "Training", "60 80", best_minus_last("cnn2").mean()
+
+    yield "Evaluation", "25 45 50 55 60 70 2,000", *mistakes_by_kind()
+    for column in METRIC_COLUMNS:
+        values = [values[column] for values in test["cnn2"]["per_class"].values()]
+        yield "Evaluation", min(values), max(values)
+    for true, predicted in ((3, 5), (5, 3)):  # cats and dogs
+        shares = confusion_matrices("cnn2")[:, true, predicted] / 1000
+        yield "Evaluation", min(shares), max(shares)
+
+    best = of_seeds("dense", "best_epoch")
+    gaps = np.concatenate([of_seeds(run, "validation_accuracy") - of_seeds(run) for run in BY_EXERCISE])
+    chance = np.sqrt(cnn2 * (1 - cnn2) * sum(1 / split["cnn2"]["samples"] for split in (validation, test)))
+    yield "The design feedback loop", "20 28 32 40 64 128 256 512 3,072", deviations, cnn2, chance, min(best), max(best)
+    yield "The design feedback loop", sum(gaps > 0), len(gaps), history_of("vgg")["validation_accuracy"][27]
+    yield "The design feedback loop", metrics_of("vgg")["multiply_adds"] / metrics_of("cnn2")["multiply_adds"]
+    yield "What makes `vgg` better than `cnn2`?", "10 15 20", max(history_of("vgg")["validation_accuracy"][:20])
+
+    drops = occlusion("cnn2")
+    yield "How does the model solve the problem?", likeness_to_start("cnn2"), drops[1].max(), drops[4].min()
+    yield "Are its probabilities probabilities?", "15 70 80 82 90 100", test["cnn2"]["loss"], test["vgg"]["loss"]
+    yield "Is there overfitting or underfitting?", train[IMPROVED]["accuracy"], test[IMPROVED]["accuracy"]
+
+    heading, every = "How could it be improved?", ablation.VARIANTS["without_skipping_easy_images"].recipe
+    yield heading, "0.36 10 12 25 28 40 60 80 82 94 96 100 320 50,000", history_of(IMPROVED)["seconds"].sum() / 60
+    yield heading, vgg, improved, improved.mean(), longer, longer.mean(), effect_of_seeds(LONGER, IMPROVED)
+    yield heading, [operations(run) for run in ("vgg", IMPROVED, LONGER)]
+    yield heading, [metrics_of(name)["multiply_adds"] / 1e6 for name in ("vgg", IMPROVED)]
+    yield heading, [occlusion(name)[:3].max(axis=(1, 2)) for name in ("cnn2", IMPROVED)]
+    yield heading, 1 - pflop(1, VARIANTS[IMPROVED].recipe) / pflop(1, every)
+    heading = "What does each part of it bring?"
+    yield heading, "6 10 20 28 80", validation["vgg"]["accuracy"]
+    yield heading, lost_by_noise("ablation", "vgg_by_this_recipe"), lost_by_noise("vgg_apart", "dropout")
+
+    heading, twins, contested = "How does it generalise to new data?", near_duplicates(), contested_labels()
+    judged = len(rows_of(EXPERIMENTS / "doubted_labels.csv"))
+    right = {name: evaluate.right_predictions(RESULTS / name) for name in NETWORKS}
+    yield heading, "4 10 20 255 1,797", cnn2, train["cnn2"]["accuracy"], digits_taken_for_cats(), len(twins)
+    yield heading, max(each.mean() - np.delete(each, twins).mean() for each in right.values())
+    yield heading, judged, len(contested), sum(~right[IMPROVED][contested])
+    yield "What is different from the dense model?", "20 3,072", cnn2 - dense
+    heading = "Is it invariant to translation and rotation?"
+    yield heading, "10 30 90", kept("shift", 8), kept("rotation", 30), kept("rotation", 90)
+
+    minutes = of_seeds("cnn2", "minutes")
+    yield "Experiments", "6 9 10 20 24 33 60 80 90 93", minutes[:3], minutes[1:3].mean() / 2, len(twins), judged
+    machine, steps, run = (measured_speed(part, "gpu.json") for part in ("machine", "steps", IMPROVED))
+    yield "Speed", f"20 32 128 512 1,024 {machine['torch'][:4]}", run["training seconds"], run["test accuracy"]
+    yield "Speed", *map(step_times, steps.values())
+
+
+def operations(run):
+    """Of a training, in PFLOP."""
+    metrics = runs.read_metrics(folders_of(run)[0])
+    return pflop(metrics["multiply_adds"], runs.recipe_of(metrics["settings"]))
+
+
+def kept(kind, amount):
+    """The share of its accuracy above that of guessing that each network keeps on changed images."""
+    before, after = changed(kind, 0), changed(kind, amount)
+    return [(after[name] - 0.1) / (before[name] - 0.1) for name in NETWORKS]
+
+
+def lost_by_noise(experiment, variant):
+    rows = rows_of(OUTS / experiment / RUNS, variant=variant)
+    return mean(row["validation_accuracy"] - row["with_noise"] for row in rows)
+
+
+def occlusion(name):
+    """How much less probable the label of six images is where a square covers them, [6, 7, 7]."""
+    return runs.read_arrays(RESULTS / name / runs.INSIDE, "occlusion")[0]
+
+
+def likeness_to_start(name):
+    """For each weight matrix of a committed checkpoint, its correlation with what the seed made of it at the start."""
+    trained, checkpoint = models.load_model(RESULTS / name / runs.BEST)
+    torch.manual_seed(checkpoint.recipe.seed)
+    pairs = zip(models.build(checkpoint.model).parameters(), trained.parameters())
+    vectors = [[each.detach().flatten() for each in pair] for pair in pairs if pair[0].ndim > 1]
+    return [torch.corrcoef(torch.stack(pair))[0, 1].item() for pair in vectors]
+
+
+def digits_taken_for_cats():
+    """The share of scikit-learn's digits that cnn2 takes for cats."""
+    model, checkpoint = models.load_model(RESULTS / "cnn2" / runs.BEST)
+    splits = data.load_splits("digits", None).values()
+    predicted = np.concatenate([evaluate.infer(model, split).probabilities().argmax(axis=1) for split in splits])
+    return (predicted == checkpoint.classes.index("cat")).mean()
+
+
+def mistakes_by_kind():
+    """The share of cnn2's mistakes that stay among animals or among vehicles, what it would be if wrong answers were
+    spread evenly, and how many of the most confident ones confuse two vehicles."""
+    test = metrics_of("cnn2")["test"]
+    vehicle = np.isin([*test["per_class"]], ("airplane", "automobile", "ship", "truck"))
+    same = vehicle[:, None] == vehicle
+    wrong = np.array(test["confusion_matrix"]) * ~np.eye(10, dtype=bool)
+    evenly = wrong.sum(axis=1) @ (same.sum(axis=1) - 1) / 9
+    labels, probabilities = runs.read_arrays(RESULTS / "cnn2" / runs.MISTAKES, "labels", "probabilities")
+    two_vehicles = vehicle[labels] & vehicle[probabilities.argmax(axis=1)]
+    return wrong[same].sum() / wrong.sum(), evenly / wrong.sum(), two_vehicles.sum()
+
+
+# The check.
+
+# None of cnn2, CIFAR-10, 1e-4, 3x3, 16-bit is one.
+NUMBER = re.compile(r"(?<![\w.])(?<![A-Za-z]-)(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\w|-[A-Za-z])")
+UNIT = re.compile(
+    rf"(?:(?:, | and | or | to |–){NUMBER.pattern})*(?: ?%| points?| epochs?| minutes?)"
+)  # maybe of a list
+NO_PROSE = re.compile(r"`[^`]*`|\]\([^)]*\)|\$+[^$]*\$+|</?\w[^>]*>|\b(?:19|20)\d\d\b|95% interval")
+FENCED = re.compile(r"^ *```.*?^ *```", re.DOTALL | re.MULTILINE)
+MARKED = re.compile(r"(?P<start><!-- table: (?P<name>\w+) -->\n)(?P<rows>.*?)(?P<end><!-- end of table -->)", re.DOTALL)
+
+
+def main(argv=None):
+    parser = command.Parser(description="Write the tables of the three texts anew, or check what the texts say.")
+    parser.add_argument("--check", action="store_true", help="print what disagrees with the committed files instead")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="of CIFAR-10 (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    if not arguments.check:
+        for path in TEXTS:
+            runs.write_atomically(path, with_tables(path.read_text(encoding="utf-8")).encode())
+        return 0
+    problems = [*check_texts(), *check_runs(arguments.data_dir)]
+    print("".join(f"{problem}\n" for problem in problems), end="")
+    return 1 if problems else 0
+
+
+def with_tables(text):
+    """A text with what stands between the markers `table: NAME` and `end of table` made anew."""
+
+    def made_anew(match):
+        return match["start"] + TABLES[match["name"]]() + match["end"] if match["name"] in TABLES else match[0]
+
+    return MARKED.sub(made_anew, text)
+
+
+def check_texts():
+    """What the texts say otherwise than the committed files, a line each."""
+    known = collections.defaultdict(list)
+    for heading, *numbers in sources():
+        known[heading] += numbers
+    headings = set()
+    for path in TEXTS:
+        text = path.read_text(encoding="utf-8")
+        headings |= {heading for heading, _ in sections(text)}
+        yield from (f"{os.path.relpath(path)}: {problem}" for problem in check_text(path, text, known))
+    yield from (f"no section is called {heading!r}, which has sources" for heading in known if heading not in headings)
+
+
+def check_text(path, text, known):
+    for match in MARKED.finditer(text):
+        if match["name"] not in TABLES or with_tables(match[0]) != match[0]:
+            yield f"the table {match['name']} is not what the committed files give"
+    for heading, section in sections(text):
+        if heading != "References":
+            yield from (f"{heading}: {number}" for number in stale_numbers(section, known.get(heading, [])))
+    yield from (f"the link {link} is dead" for link in dead_links(path, text))
+    words = " ".join(text.replace("\\\n", "").split())
+    if words.count(f"--run-name {IMPROVED} ") != words.count(f"python train.py {ablation.COMMAND}"):
+        yield f"the command of {IMPROVED} is not that of the committed run"
+    if path == README and (lines := len(text.splitlines())) > LONGEST_README:
+        yield f"{lines} lines, more than {LONGEST_README}"
+
+
+def check_runs(data_dir):
+    """Whether the files of each of the report's runs agree; the checkpoint's predictions only where CIFAR-10 is."""
+    test, compared = None, {row["model"]: row["test_accuracy"] for row in rows_of(RESULTS / runs.COMPARISON)}
+    if (data_dir / download.FOLDER).is_dir():
+        test = data.load_splits("cifar10", data_dir, ("test",))["test"]
+    else:
+        print(f"CIFAR-10 is not in {data_dir}: the predictions of the checkpoints are not checked")
+    for name in NETWORKS:
+        metrics, (model, saved) = metrics_of(name), models.load_model(RESULTS / name / runs.BEST)
+        recipe, right = runs.recipe_of(metrics["settings"]), evaluate.right_predictions(RESULTS / name)
+        if recipe != VARIANTS[name].recipe:
+            yield f"{name}: the recipe in {runs.METRICS} is not that of experiments.seeds"
+        if (saved.recipe, saved.epoch) != (recipe, metrics["best_epoch"]):
+            yield f"{name}: {runs.BEST} and {runs.METRICS} disagree on the recipe or the epoch"
+        if not np.allclose(metrics["test"]["accuracy"], [right.mean(), compared.get(name, np.nan)], atol=1e-6):
+            yield f"{name}: {runs.PREDICTIONS}, {runs.METRICS} and {runs.COMPARISON} disagree on the test accuracy"
+        if test and not gives_saved_predictions(model, RESULTS / name, test):
+            yield f"{name}: {runs.BEST} gives other predictions than those in {runs.PREDICTIONS}"
+
+
+def gives_saved_predictions(model, folder, test, count=1000):
+    """For the first test images, one by one; another machine rounds differently."""
+    labels, probabilities = runs.read_arrays(folder / runs.PREDICTIONS, "labels", "probabilities")
+    predicted = evaluate.infer(model, data.Split(*(part[:count] for part in test))).probabilities()
+    return np.array_equal(labels, test.labels) and np.allclose(predicted, probabilities[:count], rtol=0, atol=1e-4)
+
+
+def sections(text):
+    """Pairs of a heading and what stands below it, without blocks of code."""
+    parts = re.split(r"^#+ (.+)$", FENCED.sub("", text), flags=re.MULTILINE)
+    return list(zip(parts[1::2], parts[2::2]))
+
+
+def stale_numbers(section, values):
+    """The numbers in the sentences of a section that are neither in its tables nor among the values, each with what
+    stands around it. Whole numbers below ten count where they have a unit."""
+    tables = " ".join(match["rows"] for match in MARKED.finditer(section))
+    values = [*values, " ".join(NUMBER.findall(tables))]
+    prose = " ".join(NO_PROSE.sub(" ", MARKED.sub("", section)).split())
+    for match in NUMBER.finditer(prose):
+        before, after = prose[: match.start()], prose[match.end() :]
+        counts = len(match[0]) > 1 or UNIT.match(after) or before.endswith(("epoch ", "epochs "))
+        if counts and not any(agrees(match[0], value) for value in values):
+            yield f"{match[0]} in '{before[-40:]}{match[0]}{after[:20]}'"
+
+
+def agrees(number, value):
+    """Whether a printed number is in a text, or is a value, or one of several, rounded, or in percent or points."""
+    if isinstance(value, str):
+        return number in value.split()
+    decimals = len(number.partition(".")[2])
+    printed = {f"{scale * abs(each):.{decimals}f}" for each in np.ravel(value) for scale in (1, 100)}
+    return number.replace(",", "") in printed
+
+
+def dead_links(path, text):
+    for link in re.findall(r"(?:\]\(|src=\")([^)\s\"]+)", FENCED.sub("", text)):
+        file, _, anchor = link.partition("#")
+        target = path.parent / file if file else path
+        target = target / "README.md" if target.is_dir() and anchor else target
+        if not link.startswith("http") and not (target.exists() and (not anchor or anchor in anchors(target))):
+            yield link
+
+
+def anchors(path):
+    """The anchors that GitHub gives the headings of a Markdown file; the second of the same name ends in -1."""
+    counts = collections.Counter()
+    for heading, _ in sections(path.read_text(encoding="utf-8")):
+        anchor = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        yield f"{anchor}-{counts[anchor]}" if counts[anchor] else anchor
+        counts[anchor] += 1
+
 
 if __name__ == "__main__":
     sys.exit(command.run_command(main))

@@ -17,7 +17,6 @@ import evaluate
 import models
 import runs
 from conftest import ROOT
-from recipe import Recipe
 
 
 def test_random_predictions_are_shown_beside_the_worst(finished_run):
@@ -404,39 +403,3 @@ def test_checkpoints_of_different_data_sets_are_not_compared(finished_run, call,
     runs.save_checkpoint(tmp_path / "best.pt", foreign)
     code, out, err = call(evaluate.main, folder / "best.pt", "best.pt")
     assert code == 2 and out == "" and "different data sets" in err
-
-
-COMMITTED = [
-    ROOT / "outs" / "exercise_04" / name / "best.pt" for name in ("dense", "cnn1", "cnn2", "vgg", "vgg_improved")
-]
-
-
-@pytest.fixture(scope="module")
-def test_images(cifar10_dir):
-    return data.load_splits("cifar10", cifar10_dir, ("test",))["test"]
-
-
-@pytest.mark.parametrize("checkpoint", COMMITTED, ids=lambda path: path.parent.name)
-def test_committed_checkpoint_gives_the_committed_predictions(test_images, checkpoint):
-    """One by one for the first thousand test images."""
-    model, saved = models.load_model(checkpoint)
-    thousand = data.Split(*(part[:1000] for part in test_images))
-    with np.load(checkpoint.parent / "predictions_test.npz") as committed:
-        np.testing.assert_array_equal(committed["labels"], test_images.labels)
-        predicted = evaluate.infer(model, thousand).probabilities()
-        np.testing.assert_allclose(predicted, committed["probabilities"][:1000], atol=1e-4)
-    metrics = json.loads((checkpoint.parent / "metrics.json").read_text())
-    assert Recipe(**saved["settings"]) == Recipe(**metrics["settings"]) and saved["epoch"] == metrics["best_epoch"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("checkpoint", COMMITTED, ids=lambda path: path.parent.name)
-def test_committed_checkpoint_gives_the_committed_metrics(cifar10_dir, call, tmp_path, checkpoint):
-    """On all images of all splits, to 0.1 point of accuracy on any machine."""
-    shutil.copy(checkpoint, tmp_path)
-    code, out, err = call(evaluate.main, "best.pt", "--data-dir", cifar10_dir)
-    assert code == 0, err
-    fresh, former = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path, checkpoint.parent))
-    for split in runs.SPLITS:
-        assert fresh[split]["accuracy"] == pytest.approx(former[split]["accuracy"], abs=0.001)
-        assert fresh[split]["loss"] == pytest.approx(former[split]["loss"], rel=1e-4)
