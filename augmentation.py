@@ -85,9 +85,9 @@ def corrupt(images, kinds, strengths, noise_seed):
 
 
 def add_noise(images, strengths, generator):
-    """Gaussian noise with a standard deviation of up to 50 grey levels."""
+    """Gaussian noise with a standard deviation of up to 50 grey levels, more often weak than strong."""
     noise = torch.randn(images.shape, generator=generator, device=images.device)
-    return images + 50 * strengths[0] * noise
+    return images + 50 * strengths[0] ** 1.5 * noise
 
 
 def blur(images, strengths, generator):
@@ -106,9 +106,9 @@ def change_contrast(images, strengths, generator):
 
 
 def warp(images, strengths, generator):
-    """Rotation by up to 40 degrees, zoom by a factor of up to 1.3, shear; what comes in from outside is mirrored."""
+    """Rotation by up to 35 degrees, zoom by a factor of up to 1.15, shear; what comes in from outside is mirrored."""
     angle, zoom, shear, _ = (2 * strengths[:, :, 0, 0, 0] - 1).unbind()
-    angle, zoom = math.radians(40) * angle, 1.3**zoom
+    angle, zoom = math.radians(35) * angle, 1.15**zoom
     first_row = torch.stack([zoom * angle.cos(), 0.2 * shear - zoom * angle.sin(), torch.zeros_like(angle)], dim=1)
     second_row = torch.stack([zoom * angle.sin(), zoom * angle.cos(), torch.zeros_like(angle)], dim=1)
     grid = affine_grid(torch.stack([first_row, second_row], dim=1), list(images.shape), align_corners=False)
