@@ -4,7 +4,7 @@ Usage:
 
     python plots.py outs/exercise_04        redraw all pictures of all runs under a folder
 
-Of a run that isn't finished, that is loss_plot.png.
+Of an unfinished run that is only loss_plot.png.
 """
 
 import command
@@ -32,8 +32,8 @@ from metrics import metric_rows, metric_summary
 
 VANISHED = 0.1  # a kernel's share of its first norm, below which it counts for nothing
 FEW = 50  # the reliability diagram shows no accuracy of fewer images than this
-PERCENT = "{x:.0%}"  # of an axis
-SMALL = 8.33  # points, of a legend
+PERCENT = "{x:.0%}"  # the format of an axis
+SMALL = 8.33  # points: the size of a legend's text
 # Okabe & Ito's colours, told apart by the colour-blind; dashes and markers tell them apart in grey.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 SKY, AMBER = "#56B4E9", "#E69F00"
@@ -78,14 +78,14 @@ def redraw(description, argv, folder, drawers):
 
     def redraw_one(draw, path):
         draw(path.parent)
-        print(f"Redrawn what belongs to {command.printable(path)}")
+        print(f"Redrawn from {command.printable(path)}")
 
     draw_all((redraw_one, draw, path) for (draw, _), path in found.items())
 
 
 def draw_all(drawings):
-    """Call each of the drawings, a function and its arguments, though others fail; then raise one ResultsError with a
-    line for each that failed."""
+    """Call each of the drawings, a function and its arguments, even if others fail. Raises one ResultsError at the end,
+    with a line for each damaged file and picture."""
     errors = []
     for draw, *arguments in drawings:
         try:
@@ -97,7 +97,7 @@ def draw_all(drawings):
 
 
 def draw_run(folder):
-    """Draw every picture of a run folder whose file is there. Raises ResultsError as draw_all does."""
+    """Draw every picture of a run folder that there is a file for. Raises ResultsError at the end, as draw_all does."""
     drawings = [(runs.HISTORY, draw_loss), (runs.METRICS, draw_calibration)]
     for split in runs.SPLITS:
         drawings += [(runs.METRICS, draw_confusion_matrix, split), (runs.METRICS, draw_metric_table, split)]
@@ -107,10 +107,10 @@ def draw_run(folder):
 
 
 def drawn_from(*sources, name=None):
-    """Decorate draw(folder) -> Figure, or None where there is nothing to draw, so that it writes the picture into the
-    folder as `name`, by default that of the first of the `sources`, the files in the folder that it is drawn from.
+    """A decorator that has draw(folder) -> Figure, or None where there is nothing to draw, write its picture into the
+    folder: as `name`, or else under the name of the first of `sources`, the files in the folder that it reads.
 
-    Raises ResultsError where they can't be drawn from, OSError where the picture can't be written.
+    Raises ResultsError where a source is damaged or can't be read, OSError where the picture can't be written.
     """
 
     def decorate(draw):
@@ -128,10 +128,10 @@ def drawn_from(*sources, name=None):
             except (command.UserError, MemoryError):
                 raise
             except OSError as error:
-                if Path(error.filename or path).name not in sources:  # writing fails: that of the others would, too
+                if Path(error.filename or path).name not in sources:  # not read but written: the next would fail, too
                     raise
                 raise runs.ResultsError(f"{error.filename}: {error.strerror}") from error
-            except Exception as error:  # NumPy and Matplotlib raise anything for values that make no sense
+            except Exception as error:  # NumPy and Matplotlib raise anything for damaged values
                 damaged = folder / " or ".join(sources)
                 reason = textwrap.shorten(f"{type(error).__name__}: {error}", 160, placeholder=" ...")
                 raise runs.ResultsError(f"{damaged} is damaged: can't draw {path.name} ({reason})") from error
@@ -171,31 +171,32 @@ def add_legend(figure, place="upper", size=10):
 
 
 def text_width(text, size=10):
-    """In points."""
+    """The width of a text in points."""
     return text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)[0]
 
 
 def arrays(rows, *names):
-    """Those columns of a list of dicts, each as an array. Raises ValueError for a number that isn't finite."""
+    """Columns of a list of dicts as arrays. Raises ValueError for a number that isn't finite."""
     return [np.asarray_chkfinite([row[name] for row in rows]) for name in names]
 
 
 def grouped(rows, name):
-    """A list of dicts as a dict from each value of a column to the list of those that have it."""
+    """A list of dicts as a dict from each value in a column to the dicts that have it."""
     groups = {}
     for row in rows:
         groups.setdefault(row[name], []).append(row)
     return groups
 
 
-def subplots(width, height, *grid, **options):
-    """A figure of that size in inches and its axes, like pyplot's but without a window or a global state."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+def subplots(width, height, *grid, layout="constrained", **options):
+    """A figure of that size in inches and its axes: pyplot's, without its global state."""
+    figure = Figure(figsize=(width, height), layout=layout)
     return figure, figure.subplots(*grid, **options)
 
 
 def run_styles(names):
-    """How runs, the worst first, are drawn where they stand together, as a dict of keywords for plot by name."""
+    """The keywords of Axes.plot for each run, as a dict; `names` go from the worst to the best, which is drawn alike
+    in all pictures."""
     return dict(zip(reversed([*names]), itertools.cycle(RUN_STYLES)))
 
 
@@ -206,7 +207,7 @@ def run_title(folder):
 @drawn_from(runs.HISTORY, runs.METRICS, name=runs.LOSS_PLOT)
 def draw_loss(folder):
     """loss_plot.png: loss and accuracy by epoch, the best epoch and the lowest validation loss marked. A run without
-    metrics.json isn't finished: its best epoch is that of the epochs so far."""
+    metrics.json isn't finished: its best epoch is the best so far."""
     history = runs.read_history(folder)
     np.asarray_chkfinite([*history.values()])  # raises ValueError
     epochs = history["epoch"]
@@ -328,16 +329,18 @@ def draw_calibration(folder):
 
 @drawn_from(runs.MISTAKES)
 def draw_mistakes(folder):
+    """mistakes.png: the worst mistakes on the test split."""
     return draw_predictions(folder, runs.MISTAKES, "the {} mistakes made with the highest probability")
 
 
 @drawn_from(runs.RANDOM)
 def draw_random_predictions(folder):
+    """random_predictions.png: predictions on the test split, not cherry-picked."""
     return draw_predictions(folder, runs.RANDOM, "{} predictions at random, mistakes in bold")
 
 
 def draw_predictions(folder, name, title):
-    """A figure of test images with the predicted class, its probability, and the label."""
+    """Test images, each with the predicted class, its probability, and the label."""
     names = ("images", "labels", "probabilities", "losses", "classes")
     images, labels, probabilities, losses, classes = runs.read_arrays(folder / name, *names)
     figure, axes = subplots(8, 9.8)
@@ -364,8 +367,8 @@ def draw_predictions(folder, name, title):
 
 @drawn_from(runs.FILTERS)
 def draw_filters(folder):
-    """filters.png: the kernels of the first convolution at the start and at the best epoch, as colour pictures, or grey
-    ones where it has one channel. Nothing is drawn of another number of channels."""
+    """filters.png: the kernels of the first convolution at the start and at the best epoch, in colour, or in grey where
+    they have one channel. There is no picture of any other number of channels."""
     start, weights = runs.read_arrays(folder / runs.FILTERS, "start", "weights")
     if weights.shape[1] not in (1, 3):
         return None
@@ -466,7 +469,7 @@ def mosaic(tiles, grey):
 
 
 def show_rows(axes, picture, middles, labels):
-    """Show a picture made of rows of pictures, each row with its label at its middle."""
+    """A picture made of rows of pictures, with a label at the middle of each row."""
     axes.imshow(picture, interpolation="nearest")
     axes.set_yticks(middles, labels)
     axes.set_xticks([])
@@ -499,8 +502,8 @@ def draw_comparison(folder):
 
 
 def label_points(axes, x, y, texts):
-    """A text right of each point, and room for it on the log scale of x; where two would overlap, the upper one moves
-    up and gets a line to its point."""
+    """Write a text to the right of each point, and make room for it on the log scale of x. Where two would overlap, the
+    upper one moves up and gets a line to its point."""
     width, height = 520, 280  # of the axes in points, about
     widths = np.array([text_width(text) + 12 for text in texts])
     start = x.min() / 1.7
@@ -526,9 +529,9 @@ def draw_recall(folder):
     best = recalls[next(iter(styles))]
     classes = sorted(grouped(rows, "class"), key=best.__getitem__)
     figure, axes = subplots(8, 1.2 + 0.4 * len(classes))
-    for model, of_class in recalls.items():
+    for model, by_class in recalls.items():
         style = styles[model] | {"linestyle": "none", "markersize": 7, "clip_on": False, "label": model}
-        axes.plot([of_class[label] for label in classes], range(len(classes)), **style)
+        axes.plot([by_class[label] for label in classes], range(len(classes)), **style)
     axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="recall on the test split", xlim=(0, 1))
     axes.xaxis.set_major_formatter(PERCENT)
@@ -541,8 +544,7 @@ def draw_panels(panels, draw, across, up, height):
     """A figure of one panel for each entry of `panels`, three in a row, and one legend for all: draw(axes, key, value)
     draws one of them."""
     columns, rows = 3, -(-len(panels) // 3)
-    size = (9, 0.6 + height * rows)
-    figure, places = subplots(*size, rows, columns, sharex=bool(across), sharey=True, squeeze=False)
+    figure, places = subplots(9, 0.6 + height * rows, rows, columns, sharex=bool(across), sharey=True, squeeze=False)
     places = places.flatten()
     for axes, (key, value) in zip(places, panels.items()):
         draw(axes, key, value)
@@ -566,14 +568,14 @@ def draw_calibrations(folder):
     rows = runs.read_rows(folder / runs.CALIBRATIONS, "model", "when", numbers=numbers)
     labels = {"before": "as trained", "after": "logits divided by the temperature T"}
 
-    def draw(axes, model, of_model):
+    def draw(axes, model, model_rows):
         axes.plot([0, 1], [0, 1], "--", color="0.45", linewidth=1, label="perfect calibration")
         errors = []
-        for (when, bins), style in zip(grouped(of_model, "when").items(), RUN_STYLES[1::-1]):
+        for (when, bins), style in zip(grouped(model_rows, "when").items(), RUN_STYLES[1::-1]):
             shown = [each for each in bins if each["samples"] >= FEW]
             axes.plot(*arrays(shown, "confidence", "accuracy"), **style, markersize=4, label=labels[when])
             errors.append(f"{bins[0]['expected_calibration_error']:.1%}")
-        axes.set_title(f"{model}: T = {of_model[0]['temperature']:.2f}", fontsize=11)
+        axes.set_title(f"{model}: T = {model_rows[0]['temperature']:.2f}", fontsize=11)
         write(axes, 0.7, 0.05, f"error {' → '.join(errors)}", fontsize=10)
         axes.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1))
         axes.xaxis.set_major_formatter(PERCENT)
@@ -589,8 +591,8 @@ def draw_robustness(folder):
     accuracies = {row["model"]: row["test_accuracy"] for row in reversed(rows)}  # on images as they are
     styles = run_styles(sorted(accuracies, key=accuracies.get))
 
-    def draw(axes, kind, of_kind):
-        by_model = grouped(of_kind, "model")
+    def draw(axes, kind, kind_rows):
+        by_model = grouped(kind_rows, "model")
         for model, style in styles.items():
             amounts, accuracy = arrays(by_model[model], *numbers)
             axes.plot(amounts, accuracy, **style, markersize=5, label=model)
@@ -610,8 +612,7 @@ def draw_corrupted(folder):
     columns = max(map(len, by_kind.values()))
     across, down = 38, 40
     picture = np.full((len(by_kind) * down, columns * across, 3), 255, np.uint8)
-    figure = Figure(figsize=(1.3 * columns + 1.2, 1.35 * len(by_kind)), layout="compressed")
-    axes = figure.subplots()
+    figure, axes = subplots(1.3 * columns + 1.2, 1.35 * len(by_kind), layout="compressed")
     for row, (kind, versions) in enumerate(by_kind.items()):
         for column, (image, amount) in enumerate(versions):
             top, left = row * down + 7, column * across + 3

@@ -12,23 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+import plots
 import runs
 from experiments import CURVES, EFFECTS, EXAMPLES, SEEDS
-from plots import (
-    BLUE,
-    ORANGE,
-    PERCENT,
-    SMALL,
-    add_legend,
-    arrays,
-    drawn_from,
-    grouped,
-    mosaic,
-    redraw,
-    run_styles,
-    show_rows,
-    subplots,
-)
 
 SOFTMAX_TWICE_FLOOR = np.log(1 + 9 / np.e)  # the cross-entropy of a perfect prediction among ten classes
 TRUE_LOSS_CURVE, OWN_LOSS_CURVE = "softmax twice, true cross-entropy", "softmax twice, its own loss"
@@ -36,7 +22,7 @@ SEED_REACH = 2.5  # points from the mean, beyond which a seed's accuracy is mark
 
 
 def main(argv=None):
-    redraw(
+    plots.redraw(
         "Redraw the pictures of experiments under a folder from its files.",
         argv,
         Path("outs"),
@@ -44,27 +30,27 @@ def main(argv=None):
     )
 
 
-@drawn_from(EXAMPLES)
+@plots.drawn_from(EXAMPLES)
 def draw_examples(folder):
     """plot_dataset_example.png: a row of training images for every class."""
     images, classes = runs.read_arrays(folder / EXAMPLES, "images", "classes")
-    picture = mosaic(images, 255)
+    picture = plots.mosaic(images, 255)
     side = len(picture) / len(classes)
-    figure, axes = subplots(8, 7)
-    show_rows(axes, picture, np.arange(len(classes)) * side + side / 2, classes)
+    figure, axes = plots.subplots(8, 7)
+    plots.show_rows(axes, picture, np.arange(len(classes)) * side + side / 2, classes)
     axes.set_title(f"The {len(classes)} classes, {images.shape[1]} training images each")
     return figure
 
 
-@drawn_from(CURVES)
+@plots.drawn_from(CURVES)
 def draw_curves(folder):
     """curves.png: validation loss and accuracy of all runs by epoch, on common axes."""
     names = ("epoch", "validation_loss", "validation_accuracy")
-    curves = grouped(runs.read_rows(folder / CURVES, "curve", numbers=names), "curve")
-    figure, (left, right) = subplots(9, 4.6, 1, 2)
-    styles = run_styles(name for name in curves if name not in (TRUE_LOSS_CURVE, OWN_LOSS_CURVE))
+    curves = plots.grouped(runs.read_rows(folder / CURVES, "curve", numbers=names), "curve")
+    figure, (left, right) = plots.subplots(9, 4.6, 1, 2)
+    styles = plots.run_styles(name for name in curves if name not in (TRUE_LOSS_CURVE, OWN_LOSS_CURVE))
     for name, rows in curves.items():
-        epochs, losses, accuracies = arrays(rows, *names)
+        epochs, losses, accuracies = plots.arrays(rows, *names)
         if name in styles:
             spacing = {"linestyle": "-", "markevery": max(1, len(epochs) // 8), "markersize": 5}
             style = styles[name] | spacing
@@ -74,38 +60,30 @@ def draw_curves(folder):
         if name != OWN_LOSS_CURVE:  # whose accuracy is the other's
             right.plot(epochs, accuracies, linewidth=1.4, **style)
     left.axhline(SOFTMAX_TWICE_FLOOR, color="0.7", linewidth=1)
-    left.annotate(
-        f"floor of the loss\nwith softmax twice: {SOFTMAX_TWICE_FLOOR:.2f}",
-        (0.98, SOFTMAX_TWICE_FLOOR),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, -3),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-        fontsize=8,
-        color="0.3",
-    )
+    floor = f"floor of the loss\nwith softmax twice: {SOFTMAX_TWICE_FLOOR:.2f}"
+    place = {"xycoords": ("axes fraction", "data"), "xytext": (0, -3), "textcoords": "offset points"}
+    left.annotate(floor, (0.98, SOFTMAX_TWICE_FLOOR), **place, ha="right", va="top", fontsize=8, color="0.3")
     left.set(xlabel="epoch", ylabel="validation loss", ylim=(0, None))
     right.set(xlabel="epoch", ylabel="validation accuracy")
-    right.yaxis.set_major_formatter(PERCENT)
+    right.yaxis.set_major_formatter(plots.PERCENT)
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    add_legend(figure, size=SMALL)
+    plots.add_legend(figure, size=plots.SMALL)
     return figure
 
 
-@drawn_from(EFFECTS)
+@plots.drawn_from(EFFECTS)
 def draw_effects(folder):
     """effects.png: how the validation accuracy of an experiment's rows differs from another's, with intervals."""
     names = ("difference", "low", "high")
     rows = runs.read_rows(folder / EFFECTS, "variant", "baseline", numbers=("seeds", *names))
-    difference, low, high = (100 * values for values in arrays(rows, *names))
+    difference, low, high = (100 * values for values in plots.arrays(rows, *names))
     positions = np.arange(len(rows))
-    figure, axes = subplots(8, 1 + 0.4 * len(rows))
+    figure, axes = plots.subplots(8, 1 + 0.4 * len(rows))
     axes.axvline(0, color="black", linewidth=1)
     chance = (low < 0) & (high > 0)
     for title, chosen, colour, fill in (
-        ("interval excludes 0", ~chance, BLUE, "full"),
+        ("interval excludes 0", ~chance, plots.BLUE, "full"),
         ("interval includes 0", chance, "0.45", "none"),
     ):
         margins = [(difference - low)[chosen], (high - difference)[chosen]]
@@ -122,20 +100,20 @@ def draw_effects(folder):
     than = f"minus that of '{only.replace('_', ' ')}'" if only else "minus that on the left of the arrow"
     axes.set(xlabel=f"validation accuracy {than},\nin percentage points, with 95% interval over seeds")
     axes.grid(axis="x", alpha=0.3)
-    add_legend(figure)
+    plots.add_legend(figure)
     return figure
 
 
-@drawn_from(SEEDS)
+@plots.drawn_from(SEEDS)
 def draw_seeds(folder):
     """seeds.png: test accuracy, best epoch and gap between validation and test of each seed, seed 0 marked."""
     names = ("seed", "best_epoch", "validation_accuracy", "test_accuracy")
-    by_run = grouped(runs.read_rows(folder / SEEDS, "run", numbers=names), "run")
-    by_run = {run: arrays(rows, *names) for run, rows in by_run.items() if len(rows) > 1}
+    by_run = plots.grouped(runs.read_rows(folder / SEEDS, "run", numbers=names), "run")
+    by_run = {run: plots.arrays(rows, *names) for run, rows in by_run.items() if len(rows) > 1}
     if not by_run:
         return None  # a single seed has no spread
     titles = ("test accuracy minus\nits mean, in points", "best epoch", "validation minus test\naccuracy, in points")
-    figure, panels = subplots(9, 1.6 + 0.5 * len(by_run), 1, 3, sharey=True)
+    figure, panels = plots.subplots(9, 1.6 + 0.5 * len(by_run), 1, 3, sharey=True)
     labels = []
     for position, (run, (seeds, epochs, validation, test)) in enumerate(by_run.items()):
         test = 100 * test
@@ -143,12 +121,12 @@ def draw_seeds(folder):
         for axes, values in zip(panels, (deviations, epochs, 100 * validation - test)):
             spread = {"xerr": values.std(ddof=1), "fmt": "|", "color": "0.45", "capsize": 4, "ms": 16}
             axes.errorbar(values.mean(), position, **spread, label="mean, standard deviation")
-            axes.plot(values, np.full(len(values), position), "o", color=BLUE, label="a seed")
-            style = {"color": ORANGE, "fillstyle": "none", "markersize": 10, "label": "seed 0"}
+            axes.plot(values, np.full(len(values), position), "o", color=plots.BLUE, label="a seed")
+            style = {"color": plots.ORANGE, "fillstyle": "none", "markersize": 10, "label": "seed 0"}
             axes.plot(values[seeds == 0], [position] * sum(seeds == 0), "s", **style)
-        for value in deviations[abs(deviations) > SEED_REACH]:  # one dot for all others if the axis went so far
+        for value in deviations[abs(deviations) > SEED_REACH]:  # on so long an axis the others would be one dot
             edge = np.copysign(0.92 * SEED_REACH, value)
-            panels[0].plot(edge, position, "<" if edge < 0 else ">", color=BLUE)
+            panels[0].plot(edge, position, "<" if edge < 0 else ">", color=plots.BLUE)
             text = f"{value:+.1f}".replace("-", "−")
             style = {"ha": "left" if edge < 0 else "right", "fontsize": 8}
             panels[0].annotate(text, (edge, position), (0, 7), textcoords="offset points", **style)
@@ -159,7 +137,7 @@ def draw_seeds(folder):
     for axes, title in zip(panels, titles):
         axes.set_xlabel(title)
         axes.grid(axis="x", alpha=0.3)
-    add_legend(figure, size=SMALL)
+    plots.add_legend(figure, size=plots.SMALL)
     return figure
 
 
