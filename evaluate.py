@@ -80,10 +80,13 @@ def main(argv=None):
         else:
             for path in loaded:
                 runs.make_folder(folders[path])
+            drawings = []
             for path, (model, checkpoint) in loaded.items():
                 write_results(path, model, checkpoint, splits)
+                drawings.append((plots.draw_run, folders[path]))
             if len(loaded) > 1:
-                compare([folders[path] for path in loaded], out_dir)
+                drawings += compare([folders[path] for path in loaded], out_dir)
+            plots.draw_all(drawings)
     return 0 if all_loaded else 2
 
 
@@ -170,17 +173,18 @@ def infer(model, split) -> Predictions:
 
 
 def evaluate_checkpoint(path, data_dir, device):
-    """Evaluate one checkpoint on the three splits: see write_results."""
+    """Evaluate one checkpoint on the three splits and draw the pictures: see write_results and plots.draw_run."""
     loaded, _ = load_models([path], device, skip_foreign=False)
-    return write_results(path, *loaded[path], read_splits(loaded, data_dir, device))
+    write_results(path, *loaded[path], read_splits(loaded, data_dir, device))
+    plots.draw_run(results_folder(path))
 
 
 def write_results(path, model, checkpoint: runs.Checkpoint, splits):
-    """Evaluate a checkpoint's network on the three splits: write metrics.json, predictions_test.npz, the pictures and
-    what they show, print the tables.
+    """Evaluate a checkpoint's network on the three splits: write metrics.json, predictions_test.npz and what the
+    pictures show, print the tables.
 
-    Returns the metrics as they stand in metrics.json; their "settings" are those under which the checkpoint's epoch was
-    trained, their precision, threads and so on those of that epoch too, their "seconds" those of all epochs up to it.
+    The "settings" in metrics.json are those under which the checkpoint's epoch was trained, precision, threads and so
+    on those of that epoch too, its "seconds" those of all epochs up to it.
     """
     folder = results_folder(path)
     if checkpoint.classes != data.CLASSES[checkpoint.dataset]:
@@ -209,9 +213,7 @@ def write_results(path, model, checkpoint: runs.Checkpoint, splits):
     write_predictions(folder, splits["test"].images, predictions["test"], checkpoint.classes)
     write_filters_and_inside(folder, model, checkpoint, splits["test"], predictions["test"])
     runs.write_atomically(folder / runs.METRICS, (json.dumps(metrics, indent=1) + "\n").encode())
-    plots.draw_run(folder)
     print(f"\nTables and pictures are in {command.printable(folder)}")
-    return metrics
 
 
 def write_filters_and_inside(folder, model, checkpoint: runs.Checkpoint, split, predictions: Predictions):
@@ -329,8 +331,8 @@ def format_metrics(metrics):
 
 
 def compare(folders, out_dir):
-    """Print a comparison of the results of several runs, and write it as comparison.csv, .md and .png into `out_dir`;
-    also calibrations.csv and recall.csv, each with its picture.
+    """Print a comparison of the results of several runs, and write it as comparison.csv and .md into `out_dir`, with
+    calibrations.csv and recall.csv. Returns what is to be drawn of them, for plots.draw_all.
 
     A row for each run, from the lowest test accuracy to the highest; each is set against the one before it, on the same
     test images.
@@ -375,10 +377,9 @@ def compare(folders, out_dir):
         ]
         runs.write_atomically(out_dir / runs.RECALL, runs.csv_bytes(recalls))
         runs.write_atomically((out_dir / runs.COMPARISON).with_suffix(".md"), "\n".join(map(markdown, tables)).encode())
-        plots.draw_comparison(out_dir)
-        plots.draw_calibrations(out_dir)
-        plots.draw_recall(out_dir)
         print(f"\nThe comparison is in {command.printable(out_dir)}")
+        return [(draw, out_dir) for draw in (plots.draw_comparison, plots.draw_calibrations, plots.draw_recall)]
+    return []
 
 
 def calibration_rows(name, metrics):

@@ -3,6 +3,8 @@
 Usage:
 
     python plots.py outs/exercise_04        redraw all pictures of all runs under a folder
+
+Of an unfinished run that is only loss_plot.png.
 """
 
 import sys
@@ -14,15 +16,20 @@ if __name__ == "__main__":
 
     command.start()
 
-
+import contextlib
+import functools
 import io
 import itertools
+import textwrap
+import time
 import warnings
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, PercentFormatter
 from PIL import Image
 
@@ -31,18 +38,21 @@ import corruptions
 import runs
 from metrics import metric_rows, metric_summary
 
-matplotlib.rcdefaults()  # the same pictures whatever a matplotlibrc says
-matplotlib.rcParams["text.parse_math"] = False  # dollar signs in a name are dollar signs
-
 VANISHED = 0.1  # a kernel's share of its first norm, below which it counts for nothing
 FEW = 50  # the reliability diagram shows no accuracy of fewer images than this
+REDRAW_EVERY = 30  # seconds, at least, of a training
+PERCENT = "{x:.0%}"  # the format of an axis
+SMALL = 8.33  # points: the size of a legend's text
 # Okabe & Ito's colours, told apart by the colour-blind; dashes and markers tell them apart in grey.
-BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
-LINE_STYLES = list(zip(("o-", "s--", "^-.", "D:", "v-"), (BLUE, ORANGE, GREEN, PURPLE, "black")))
-
-
-class PlotError(command.UserError):
-    """Files that nothing can be drawn from."""
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+SKY, AMBER = "#56B4E9", "#E69F00"
+RUN_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "black", SKY, AMBER, BLUE, ORANGE, "black")
+RUN_STYLES = [
+    {"marker": marker, "linestyle": line, "color": colour, "markerfacecolor": colour if number < 5 else "white"}
+    for number, (marker, line, colour) in enumerate(
+        zip("os^DvP<X>*", itertools.cycle(["-", "--", "-.", ":"]), RUN_COLOURS)
+    )
+]
 
 
 def main(argv=None):
@@ -52,6 +62,7 @@ def main(argv=None):
         runs.DEFAULT_OUT_DIR["cifar10"],
         {
             runs.METRICS: draw_run,
+            runs.HISTORY: draw_run,
             runs.COMPARISON: draw_comparison,
             runs.CALIBRATIONS: draw_calibrations,
             runs.RECALL: draw_recall,
@@ -63,117 +74,209 @@ def main(argv=None):
 
 def redraw(description, argv, folder, drawers):
     """The command that draws pictures anew: `drawers`, a dict from a file's name to the function that draws from it,
-    are called with each folder below the given one that holds such a file."""
+    are called once with each folder below the given one that holds such a file."""
     parser = command.Parser(description=description)
     parser.add_argument("folder", type=Path, nargs="?", default=folder, help="(default: %(default)s)")
     folder = parser.parse_args(argv).folder
-    drawn = []
+    found = {}
     for name, draw in drawers.items():
         for path in sorted(folder.rglob(name)):
-            draw(path.parent)
-            drawn.append(command.printable(path))
-    if not drawn:
-        raise PlotError(f"there are no results under {folder}")
-    print("Redrawn what belongs to " + ", ".join(drawn))
+            found.setdefault((draw, path.parent), path)
+    if not found:
+        raise command.UsageError(f"there are no results under {folder}")
+
+    def redraw_one(draw, path):
+        draw(path.parent)
+        print(f"Redrawn from {command.printable(path)}")
+
+    draw_all((redraw_one, draw, path) for (draw, _), path in found.items())
+
+
+def draw_all(drawings):
+    """Call each of the drawings, a function and its arguments, even if others fail. Raises one ResultsError at the end,
+    with a line for each damaged file and picture."""
+    errors = []
+    for draw, *arguments in drawings:
+        try:
+            draw(*arguments)
+        except runs.ResultsError as error:
+            errors.append(error)
+    if errors:
+        raise runs.ResultsError(*dict.fromkeys(line for error in errors for line in error.args)) from errors[0]
 
 
 def draw_run(folder):
-    """Draw every picture of a run folder from its metrics.json and, where there are any, the files beside it."""
-    folder = Path(folder)
-    metrics = runs.read_metrics(folder)
-    if (folder / runs.HISTORY).exists():
-        draw_loss(folder, metrics)
+    """Draw every picture of a run folder that there is a file for. Raises ResultsError at the end, as draw_all does."""
+    drawings = [(runs.HISTORY, draw_loss), (runs.METRICS, draw_calibration)]
     for split in runs.SPLITS:
-        draw_confusion_matrix(folder, metrics, split)
-        draw_metric_table(folder, metrics, split)
-    draw_calibration(folder, metrics)
-    for name, title in (
-        (runs.MISTAKES, "the {} mistakes made with the highest probability"),
-        (runs.RANDOM, "{} predictions at random, mistakes in bold"),
-    ):
-        if (folder / name).exists():
-            draw_predictions(folder, name, title)
-    for name, draw in ((runs.FILTERS, draw_filters), (runs.INSIDE, draw_inside)):
-        if (folder / name).exists():
-            draw(folder)
+        drawings += [(runs.METRICS, draw_confusion_matrix, split), (runs.METRICS, draw_metric_table, split)]
+    drawings += [(runs.MISTAKES, draw_mistakes), (runs.RANDOM, draw_random_predictions)]
+    drawings += [(runs.FILTERS, draw_filters), (runs.INSIDE, draw_inside)]
+    draw_all((draw, folder, *split) for source, draw, *split in drawings if (Path(folder) / source).exists())
+
+
+def drawn_from(*sources, name=None):
+    """A decorator that has draw(folder) -> Figure, or None where there is nothing to draw, write its picture into the
+    folder: as `name`, or else under the name of the first of `sources`, the files in the folder that it reads.
+
+    Raises ResultsError where a source is damaged or can't be read, OSError where the picture can't be written.
+    """
+
+    def decorate(draw):
+        @functools.wraps(draw)
+        def draw_and_save(folder, *split):
+            folder = Path(folder)
+            path = folder / (name.format(*split) if name else Path(sources[0]).with_suffix(".png"))
+            # The same picture whatever a matplotlibrc or the calling program has set, and theirs stays as it is.
+            style = matplotlib.style.context(["default", {"text.parse_math": False}])  # a dollar sign is a dollar sign
+            try:
+                with style, np.errstate(over="raise", divide="raise"), warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "Glyph .* missing from")  # of another script: a box will do
+                    if figure := draw(folder, *split):
+                        save(figure, path)
+            except (command.UserError, MemoryError):
+                raise
+            except OSError as error:
+                if Path(error.filename or path).name not in sources:  # not read but written: the next would fail, too
+                    raise
+                raise runs.ResultsError(f"{error.filename}: {error.strerror}") from error
+            except Exception as error:  # NumPy and Matplotlib raise anything for damaged values
+                damaged = folder / " or ".join(sources)
+                reason = textwrap.shorten(f"{type(error).__name__}: {error}", 160, placeholder=" ...")
+                raise runs.ResultsError(f"{damaged} is damaged: can't draw {path.name} ({reason})") from error
+
+        return draw_and_save
+
+    return decorate
 
 
 def save(figure, path):
     """Write a figure as PNG, the same file for the same picture. Figure.savefig would lay it out and draw it twice."""
     figure.set_dpi(150)
     canvas = FigureCanvasAgg(figure)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # of a name in another script: a box will do
-        canvas.draw()
+    canvas.draw()
     picture = io.BytesIO()
     Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(picture, format="png")
     runs.write_atomically(path, picture.getvalue())
 
 
-def write(axes, x, y, text, **style):
-    """Centred text within the axes, which need not be measured for the layout: that would take most of its time."""
-    axes.text(x, y, text, ha="center", **style).set_in_layout(False)
+def write(axes, x, y, text, ha="center", **style):
+    """Text within the axes, which need not be measured for the layout: that would take most of its time."""
+    axes.text(x, y, text, ha=ha, **style).set_in_layout(False)
+
+
+def add_legend(figure, place="upper", size=10):
+    """One legend for all panels, each label once, in as few rows as the figure is wide enough for."""
+    entries = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        entries |= zip(labels, handles)
+    widths = [text_width(label, size) + 5 * size for label in entries]  # with the handle and the space after it
+    for rows in range(1, len(widths) + 1):
+        columns = -(-len(widths) // rows)
+        if sum(map(max, np.array_split(widths, columns))) <= 72 * figure.get_figwidth():
+            break
+    figure.legend(entries.values(), entries, loc=f"outside {place} center", ncols=columns, fontsize=size, frameon=False)
+
+
+def text_width(text, size=10):
+    """The width of a text in points."""
+    return text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)[0]
+
+
+def arrays(rows, *names):
+    """Columns of a list of dicts as arrays. Raises ValueError for a number that isn't finite."""
+    return [np.asarray_chkfinite([row[name] for row in rows]) for name in names]
+
+
+def grouped(rows, name):
+    """A list of dicts as a dict from each value in a column to the dicts that have it."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(row[name], []).append(row)
+    return groups
+
+
+def subplots(width, height, *grid, layout="constrained", **options):
+    """A figure of that size in inches and its axes: pyplot's, without its global state."""
+    figure = Figure(figsize=(width, height), layout=layout)
+    return figure, figure.subplots(*grid, **options)
+
+
+def run_styles(names):
+    """The keywords of Axes.plot for each run, as a dict; `names` go from the worst to the best, which is drawn alike
+    in all pictures."""
+    return dict(zip(reversed([*names]), itertools.cycle(RUN_STYLES)))
 
 
 def run_title(folder):
     return command.printable(folder.resolve().name)
 
 
-def draw_loss(folder, metrics):
-    """loss_plot.png: loss and accuracy by epoch, the best epoch and the lowest validation loss marked."""
+def draw_loss_when_due(folder, due):
+    """Draw loss_plot.png of a run that is being trained, if time.monotonic() says that it is `due`; returns when it is
+    due next, so that it takes 2% of the time at most. A picture that fails doesn't stop the training."""
+    start = time.monotonic()
+    if start < due:
+        return due
+    with contextlib.suppress(runs.ResultsError, OSError):
+        draw_loss(folder)
+    return start + max(REDRAW_EVERY, 50 * (time.monotonic() - start))
+
+
+@drawn_from(runs.HISTORY, runs.METRICS, name=runs.LOSS_PLOT)
+def draw_loss(folder):
+    """loss_plot.png: loss and accuracy by epoch, the best epoch and the lowest validation loss marked. A run without
+    metrics.json isn't finished: its best epoch is the best so far."""
     history = runs.read_history(folder)
+    np.asarray_chkfinite([*history.values()])  # raises ValueError
     epochs = history["epoch"]
-    best = metrics["best_epoch"] - 1
-    if best >= len(epochs):  # what a run that was killed in between leaves
-        raise PlotError(f"{folder / runs.HISTORY} ends before epoch {best + 1}: go on with the run by --resume")
     lowest = history["validation_loss"].argmin()
-    settings = metrics["settings"]
-    kinds = [kind for name, kind in (("augment", "augmented"), ("skip_easy", "mostly hard")) if settings.get(name)]
-    training = f"training ({', '.join(kinds)})" if kinds else "training"
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy")):
-        axes.plot(epochs, history[f"train_{quantity}"], "--", color=BLUE, label=training)
+    title, training = f"{run_title(folder)}: training and validation by epoch", "training"
+    if (folder / runs.METRICS).exists():
+        metrics = runs.read_metrics(folder)
+        best_epoch, settings = metrics["best_epoch"], metrics["settings"]
+        if best_epoch > len(epochs):  # what a run that was killed in between leaves
+            message = f"{folder / runs.HISTORY} ends before epoch {best_epoch}: go on with the run by --resume"
+            raise runs.ResultsError(message)
+        (best,) = np.flatnonzero(epochs == best_epoch)
+        kinds = [kind for name, kind in (("augment", "augmented"), ("skip_easy", "mostly hard")) if settings[name]]
+        training += f" ({', '.join(kinds)})" if kinds else ""
+    else:
+        best = np.lexsort((history["validation_loss"], -history["validation_accuracy"]))[0]
+        title += f", up to epoch {len(epochs)}"
+    marker = "." if len(epochs) < 10 else ""  # a single epoch makes no line
+    figure, panels = subplots(9, 4, 1, 2)
+    for axes, quantity in zip(panels, ("loss", "accuracy")):
+        axes.plot(epochs, history[f"train_{quantity}"], "--", color=BLUE, marker=marker, label=training)
         validation = history[f"validation_{quantity}"]
-        axes.plot(epochs, validation, "-", color=ORANGE, label="validation")
+        axes.plot(epochs, validation, "-", color=ORANGE, marker=marker, label="validation")
         axes.axvline(epochs[lowest], color="black", linestyle=":", linewidth=1)
         label = f"lowest validation loss: epoch {epochs[lowest]:.0f}"
         axes.plot(epochs[lowest], validation[lowest], "v:", color="black", linewidth=1, label=label)
-        axes.plot(
-            epochs[best],
-            validation[best],
-            "o",
-            color="black",
-            fillstyle="none",
-            markersize=9,
-            label=f"best epoch, by validation accuracy: {epochs[best]:.0f}",
-        )
+        label = f"best epoch, by validation accuracy: {epochs[best]:.0f}"
+        axes.plot(epochs[best], validation[best], "o", color="black", fillstyle="none", markersize=9, label=label)
         axes.set(xlabel="epoch", ylabel=quantity)
         axes.set_xlim(1 - 0.02 * len(epochs), len(epochs) + 0.02 * len(epochs))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
         axes.grid(alpha=0.3)
-    figure.axes[1].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    figure.suptitle(f"{run_title(folder)}: training and validation by epoch")
-    figure.legend(
-        *figure.axes[0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=4,
-        fontsize="small",
-        frameon=False,
-    )
-    save(figure, folder / runs.LOSS_PLOT)
+    panels[1].yaxis.set_major_formatter(PERCENT)
+    figure.suptitle(title)
+    add_legend(figure, "lower", SMALL)
+    return figure
 
 
-def draw_confusion_matrix(folder, metrics, split):
+@drawn_from(runs.METRICS, name=runs.CONFUSION_MATRIX)
+def draw_confusion_matrix(folder, split):
     """confusion_matrix_<split>.png: counts, and under each its share of the row, which also gives the mistakes' shade.
 
     The shades end at the most frequent mistake: on a scale with the diagonal, a good network's would all be white.
     """
-    counts = np.array(metrics[split]["confusion_matrix"])
-    classes = list(metrics[split]["per_class"])
+    values = runs.read_metrics(folder)[split]
+    counts, classes = np.array(values["confusion_matrix"]), list(values["per_class"])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     mistakes = np.ma.masked_array(shares, np.eye(len(counts), dtype=bool))
-    figure = Figure(figsize=(7.5, 6.6), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = subplots(7.5, 6.6)
     axes.set_facecolor("0.88")  # of the diagonal
     image = axes.imshow(mistakes, cmap="Blues", vmin=0, vmax=max(mistakes.max(), 0.001))
     for row, column in np.ndindex(*counts.shape):
@@ -182,27 +285,25 @@ def draw_confusion_matrix(folder, metrics, split):
         dark = row != column and share > 0.6 * mistakes.max()
         weight = "bold" if row == column else "normal"
         write(axes, column, row, text, va="center", fontsize=8, color="white" if dark else "black", weight=weight)
-    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(classes)), classes)
+    axes.set_xticks(range(len(counts)), classes, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(counts)), classes)
     axes.set(xlabel="predicted class", ylabel="true class")
-    axes.set_title(
-        f"{run_title(folder)}, {split}: {metrics[split]['samples']:,} images, accuracy {metrics[split]['accuracy']:.2%}"
-    )
+    axes.set_title(f"{run_title(folder)}, {split}: {values['samples']:,} images, accuracy {values['accuracy']:.2%}")
     label = "mistakes: share of the true class"
     figure.colorbar(image, ax=axes, shrink=0.8, label=label, format=PercentFormatter(1))
-    save(figure, folder / runs.CONFUSION_MATRIX.format(split))
+    return figure
 
 
-def draw_metric_table(folder, metrics, split):
+@drawn_from(runs.METRICS, name=runs.METRIC_TABLE)
+def draw_metric_table(folder, split):
     """metrics_<split>.png: the metric table as a picture, the overall figures under it."""
+    metrics = runs.read_metrics(folder)
     values = metrics[split]
     header, *body = metric_rows(values)
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = subplots(7, 4.2)
     axes.axis("off")
-    table = axes.table(
-        body, colLabels=header, loc="center", cellLoc="right", colWidths=[0.22, 0.15, 0.15, 0.15, 0.17, 0.14]
-    )
+    widths = [0.22, 0.15, 0.15, 0.15, 0.17, 0.14]
+    table = axes.table(body, colLabels=header, loc="center", cellLoc="right", colWidths=widths)
     table.auto_set_font_size(False)
     table.set_fontsize(10)
     table.scale(1, 1.35)
@@ -213,60 +314,56 @@ def draw_metric_table(folder, metrics, split):
         cell.get_text().set_horizontalalignment("left" if column == 0 else "right")
     axes.set_title(f"{run_title(folder)}, epoch {metrics['best_epoch']}: {split} split", fontweight="bold")
     figure.supxlabel(metric_summary(values), fontsize=9)
-    save(figure, folder / runs.METRIC_TABLE.format(split))
+    return figure
 
 
-def draw_calibration(folder, metrics):
+@drawn_from(runs.METRICS, name=runs.CALIBRATION)
+def draw_calibration(folder):
     """calibration.png: the test split's reliability diagram (Guo et al. 2017): accuracy by probability, and how many
     images have that probability."""
-    test = metrics["test"]
+    test = runs.read_metrics(folder)["test"]
     bins = [each for each in test["calibration_bins"] if each["samples"]]
-    low, high, accuracy, confidence, samples = (
-        np.array([each[key] for each in bins]) for key in ("low", "high", "accuracy", "confidence", "samples")
-    )
+    low, high, accuracy, confidence, samples = arrays(bins, "low", "high", "accuracy", "confidence", "samples")
     width = high - low
     accuracy[samples < FEW], confidence[samples < FEW] = np.nan, np.nan  # a share of so few says nothing
-    figure = Figure(figsize=(5.5, 6), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    upper.bar(
-        low, accuracy, width, align="edge", color=SKY, edgecolor="black", linewidth=0.6, label="share that is right"
-    )
-    upper.bar(
-        low,
-        confidence - accuracy,
-        width,
-        accuracy,
-        align="edge",
-        color="none",
-        edgecolor=ORANGE,
-        hatch="///",
-        linewidth=0.6,
-        label="gap to the mean probability there",
-    )
+    figure, (upper, lower) = subplots(5.5, 6, 2, 1, sharex=True, height_ratios=[3, 1])
+    bars = {"width": width, "align": "edge", "linewidth": 0.6}
+    upper.bar(low, accuracy, **bars, color=SKY, edgecolor="black", label="share that is right")
+    gap = {"color": "none", "edgecolor": ORANGE, "hatch": "///", "label": "gap to the mean probability there"}
+    upper.bar(low, confidence - accuracy, bottom=accuracy, **bars, **gap)
     upper.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="perfect calibration")
     upper.set(ylabel=f"accuracy, in bins of {FEW} images or more", xlim=(0, 1), ylim=(0, 1))
-    upper.set_title(
-        f"{run_title(folder)}, test split\nexpected calibration error {test['expected_calibration_error']:.2%}"
-    )
+    error = test["expected_calibration_error"]
+    upper.set_title(f"{run_title(folder)}, test split\nexpected calibration error {error:.2%}")
     shares = samples / test["samples"]
-    lower.bar(low, shares, width, align="edge", color="0.6", edgecolor="black", linewidth=0.6)
+    lower.bar(low, shares, **bars, color="0.6", edgecolor="black")
     for left, share, count in zip(low + width / 2, shares, samples):
         lower.annotate(f"{count:,}", (left, share), (0, 2), textcoords="offset points", ha="center", fontsize=6.5)
     lower.margins(y=0.2)
     lower.set(xlabel="probability of the predicted class", ylabel="share of images")
     for axis in (upper.xaxis, upper.yaxis, lower.yaxis):
-        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.set_major_formatter(PERCENT)
     figure.legend(loc="outside lower center", fontsize="small", frameon=False)
-    save(figure, folder / runs.CALIBRATION)
+    return figure
+
+
+@drawn_from(runs.MISTAKES)
+def draw_mistakes(folder):
+    """mistakes.png: the worst mistakes on the test split."""
+    return draw_predictions(folder, runs.MISTAKES, "the {} mistakes made with the highest probability")
+
+
+@drawn_from(runs.RANDOM)
+def draw_random_predictions(folder):
+    """random_predictions.png: predictions on the test split, not cherry-picked."""
+    return draw_predictions(folder, runs.RANDOM, "{} predictions at random, mistakes in bold")
 
 
 def draw_predictions(folder, name, title):
-    """mistakes.png, random_predictions.png: test images with the predicted class, its probability, and the label."""
-    images, labels, probabilities, losses, classes = runs.read_arrays(
-        folder / name, "images", "labels", "probabilities", "losses", "classes"
-    )
-    figure = Figure(figsize=(8, 9.8), layout="constrained")
-    axes = figure.subplots()
+    """Test images, each with the predicted class, its probability, and the label."""
+    names = ("images", "labels", "probabilities", "losses", "classes")
+    images, labels, probabilities, losses, classes = runs.read_arrays(folder / name, *names)
+    figure, axes = subplots(8, 9.8)
     axes.axis("off")
     # All in one picture: 25 axes would take six times as long to lay out.
     columns, down, right = 5, 46, 40  # pixels from one image to the next, its caption above it
@@ -285,49 +382,49 @@ def draw_predictions(folder, name, title):
         f"{run_title(folder)}, test split: {title.format(len(images))}\n"
         "predicted class and its probability; the label; the loss with respect to it"
     )
-    save(figure, (folder / name).with_suffix(".png"))
+    return figure
 
 
+@drawn_from(runs.FILTERS)
 def draw_filters(folder):
-    """filters.png: the kernels of the first convolution at the start and at the best epoch, as colour pictures."""
+    """filters.png: the kernels of the first convolution at the start and at the best epoch, in colour, or in grey where
+    they have one channel. There is no picture of any other number of channels."""
     start, weights = runs.read_arrays(folder / runs.FILTERS, "start", "weights")
-    norms = {name: np.linalg.norm(each.reshape(len(each), -1), axis=1) for name, each in (("a", start), ("b", weights))}
-    vanished = norms["b"] < VANISHED * norms["a"]
+    if weights.shape[1] not in (1, 3):
+        return None
+    norm_before, norm = (np.linalg.norm(each.reshape(len(each), -1), axis=1) for each in (start, weights))
+    vanished = norm < VANISHED * norm_before
     columns = 8
     rows = -(-len(weights) // columns)
     trained = not np.array_equal(start, weights)
     panels = {"at the start": start, "at the best epoch": weights} if trained else {"not trained": start}
-    figure = Figure(figsize=(8, 1.1 + 0.47 * rows), layout="constrained")
-    for axes, (title, kernels) in zip(figure.subplots(1, len(panels), squeeze=False).flatten(), panels.items()):
+    figure, places = subplots(8, 1.1 + 0.47 * rows, 1, len(panels), squeeze=False)
+    for axes, (title, kernels) in zip(places[0], panels.items()):
         largest = np.maximum(np.abs(kernels).max(axis=(1, 2, 3), keepdims=True), 1e-12)
-        tiles = (
-            (0.5 + kernels / (2 * largest))
-            .repeat(48 // kernels.shape[2], axis=2)
-            .repeat(48 // kernels.shape[3], axis=3)
-        )
+        scale = max(1, 48 // max(kernels.shape[2:]))
+        tiles = (0.5 + kernels / (2 * largest)).repeat(scale, axis=2).repeat(scale, axis=3)
+        tiles = tiles.repeat(3 // kernels.shape[1], axis=1)  # the same in all colours is grey
         tiles = np.pad(tiles, [(0, -len(tiles) % columns), (0, 0), (0, 0), (0, 0)], constant_values=0.75)
         picture = mosaic(tiles.reshape(rows, columns, *tiles.shape[1:]), 0.75)  # a kernel may be all white
         axes.imshow(picture, interpolation="nearest")
         if title == "at the best epoch":
-            side = len(picture) / rows
+            height, width = picture.shape[0] / rows, picture.shape[1] / columns
             for number in np.flatnonzero(vanished):
-                x, y = (number % columns + 0.5) * side, (number // columns + 0.5) * side
+                x, y = (number % columns + 0.5) * width, (number // columns + 0.5) * height
                 write(axes, x, y, "×", va="center", fontsize=20, color="black")
         axes.set_title(title, fontsize=10)
         axes.axis("off")
     change = ""
-    if trained:
-        change = (
-            f"\nThe norm of the layer is {np.linalg.norm(weights) / np.linalg.norm(start):.2f} times that at the start"
-        )
+    if trained and start.any():
+        growth = np.linalg.norm(weights) / np.linalg.norm(start)
+        change = f"\nThe norm of the layer is {growth:.2f} times that at the start"
         change += f"; {vanished.sum()} kernels have shrunk below {VANISHED:.0%} of theirs (×)" if vanished.any() else ""
-    figure.suptitle(
-        f"{run_title(folder)}: the {len(weights)} kernels of the first convolution, each scaled by itself{change}",
-        fontsize=10,
-    )
-    save(figure, (folder / runs.FILTERS).with_suffix(".png"))
+    kernels = f"the {len(weights)} kernels of the first convolution, each scaled by itself"
+    figure.suptitle(f"{run_title(folder)}: {kernels}{change}", fontsize=10)
+    return figure
 
 
+@drawn_from(runs.INSIDE)
 def draw_inside(folder):
     """inside.png: what becomes of six test images in the network, a row for each; evaluate.look_inside says what."""
     names = ("images", "labels", "probabilities", "occlusion", "classes")
@@ -337,63 +434,50 @@ def draw_inside(folder):
     left = [number * (cell + gap) for number in range(len(blocks) + 3)]
     down = cell + caption
     picture = np.full((len(images) * down, left[-1] + 2 * cell, 3), 1.0)
-    figure = Figure(figsize=(9, 9 * picture.shape[0] / picture.shape[1] + 0.6), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = subplots(9, 9 * picture.shape[0] / picture.shape[1] + 0.6)
     axes.axis("off")
 
-    def put(values, row, column):
-        """A picture [height, width] or [height, width, 3], of 0 to 1, enlarged to a cell."""
-        values = np.broadcast_to(values[..., None] if values.ndim == 2 else values, (*values.shape[:2], 3))
-        index = np.arange(cell) * len(values) // cell
-        top = row * down + caption
-        picture[top : top + cell, left[column] : left[column] + cell] = values[index][:, index]
+    def put(values, top, left):
+        """A picture [height, width, 1 or 3], of 0 to 1, enlarged to a cell."""
+        rows, columns = (np.arange(cell) * length // cell for length in values.shape[:2])
+        picture[top : top + cell, left : left + cell] = values[rows][:, columns]
 
     for row, image in enumerate(images):
-        put(image.transpose(1, 2, 0) / 255, row, 0)
+        top = row * down + caption
+        put(image.transpose(1, 2, 0) / 255, top, left[0])
         predicted = probabilities[row].argmax()
         verdict = "right" if predicted == labels[row] else "wrong"
-        write(
-            axes,
-            left[0] + cell / 2,
-            row * down + caption - 2,
-            f"{classes[labels[row]]}: {verdict}",
-            va="bottom",
-            fontsize=9,
-        )
-        for column, maps in enumerate(blocks, 1):
+        write(axes, left[0] + cell / 2, top - 2, f"{classes[labels[row]]}: {verdict}", va="bottom", fontsize=9)
+        for maps, x in zip(blocks, left[1:]):
             low, high = (edge(maps[row], axis=(1, 2), keepdims=True) for edge in (np.min, np.max))
-            scaled = np.pad(
-                (maps[row] - low) / np.maximum(high - low, 1e-9), [(0, 0), (0, 1), (0, 1)], constant_values=1
-            )
-            put(np.block([[scaled[0], scaled[1]], [scaled[2], scaled[3]]]), row, column)
+            count, height, width = maps[row].shape
+            scaled = np.ones((4, height + 1, width + 1))  # white between them, and where there are fewer
+            scaled[:count, :-1, :-1] = (maps[row] - low) / np.maximum(high - low, 1e-9)
+            put(np.block([[scaled[0], scaled[1]], [scaled[2], scaled[3]]])[..., None], top, x)
         largest = max(np.abs(occlusion[row]).max(), 0.01)
-        put(matplotlib.colormaps["PuOr"](0.5 - occlusion[row] / (2 * largest))[..., :3], row, len(blocks) + 1)
-        place = left[-2] + cell / 2, row * down + caption - 2
+        put(matplotlib.colormaps["PuOr"](0.5 - occlusion[row] / (2 * largest))[..., :3], top, left[-2])
         change = f"{-100 * occlusion[row].max():+.0f} to {-100 * occlusion[row].min():+.0f} points".replace("-", "−")
-        write(axes, *place, change, va="bottom", fontsize=9)
-        top, height = row * down + caption, cell / len(classes)
+        write(axes, left[-2] + cell / 2, top - 2, change, va="bottom", fontsize=9)
+        height, start = cell / len(classes), left[-1] + 0.75 * cell
         centres = top + height * (np.arange(len(classes)) + 0.5)
         colours = [ORANGE if number == labels[row] else "0.6" for number in range(len(classes))]
-        start = left[-1] + 0.75 * cell
         axes.barh(centres, probabilities[row] * cell, 0.8 * height, start, color=colours)
-        for number, (centre, label) in enumerate(zip(centres, classes)):
-            axes.text(start - 4, centre, label, ha="right", va="center", fontsize=6.5).set_in_layout(False)
+        for number, (centre, share) in enumerate(zip(centres, probabilities[row])):
+            write(axes, start - 4, centre, classes[number], "right", va="center", fontsize=6.5)
             if number in (predicted, labels[row]):
-                share = probabilities[row, number]
-                end = start + share * cell + 4
-                axes.text(end, centre, f"{share:.0%}", va="center", fontsize=6.5).set_in_layout(False)
+                write(axes, start + share * cell + 4, centre, f"{share:.0%}", "left", va="center", fontsize=6.5)
     axes.imshow(picture, interpolation="nearest")
     titles = ["image", *(f"block {number}" for number in range(1, len(blocks) + 1)), "occlusion", "probabilities"]
-    for title, x in zip(titles, left):
-        shift = cell if title == "probabilities" else cell / 2
-        write(axes, x + shift, -4, title, va="bottom", fontsize=10, weight="bold")
+    middles = [x + cell / 2 for x in left[:-1]] + [left[-1] + cell]
+    for title, x in zip(titles, middles):
+        write(axes, x, -4, title, va="bottom", fontsize=10, weight="bold")
     axes.set_ylim(len(picture), -30)
     figure.suptitle(
         f"{run_title(folder)}: the first three test images that are recognised, and the first three that aren't\n"
         "occlusion: how a grey square there changes the label's probability, orange down, violet up; orange bar: label",
         fontsize=10,
     )
-    save(figure, (folder / runs.INSIDE).with_suffix(".png"))
+    return figure
 
 
 def mosaic(tiles, grey):
@@ -404,73 +488,88 @@ def mosaic(tiles, grey):
     return tiles.transpose(0, 3, 1, 4, 2).reshape(rows * height, columns * width, 3)
 
 
-def draw_comparison(out_dir):
+def show_rows(axes, picture, middles, labels):
+    """A picture made of rows of pictures, with a label at the middle of each row."""
+    axes.imshow(picture, interpolation="nearest")
+    axes.set_yticks(middles, labels)
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+@drawn_from(runs.COMPARISON)
+def draw_comparison(folder):
     """comparison.png: test accuracy with its interval, and training accuracy, against multiply-adds."""
     names = ("multiply_adds", "train_accuracy", "test_accuracy", "interval_low", "interval_high")
-    rows = runs.read_rows(Path(out_dir) / runs.COMPARISON, "model", numbers=names)
-    cost, train, test, low, high = (np.array([row[name] for row in rows]) for name in names)
-    figure = Figure(figsize=(8, 4.6), layout="constrained")
-    axes = figure.subplots()
+    rows = runs.read_rows(folder / runs.COMPARISON, "model", numbers=names)
+    cost, train, test, low, high = arrays(rows, *names)
+    texts = [f"{row['model']} {row['test_accuracy']:.1%}" for row in rows]
+    figure, axes = subplots(8, 4.6)
     axes.vlines(cost, test, train, color="0.75", linewidth=1)
     axes.plot(cost, train, "s", color=BLUE, fillstyle="none", label="training split")
-    axes.errorbar(
-        cost,
-        test,
-        [test - low, high - test],
-        fmt="o",
-        color=ORANGE,
-        markersize=5,
-        capsize=4,
-        label="test split (labelled), with 95% interval",
-    )
-    for row, x, y in zip(rows, cost, test):
-        axes.annotate(f"{row['model']} {y:.1%}", (x, y), (9, 0), textcoords="offset points", va="center")
-    axes.set(
-        xscale="log",
-        xlabel="multiply-adds for one image, log scale",
-        ylabel="accuracy at the best epoch",
-    )
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    style = {"fmt": "o", "color": ORANGE, "markersize": 5, "capsize": 4}
+    label = "test split (labelled), with 95% interval"
+    axes.errorbar(cost, test, [test - low, high - test], **style, label=label)
+    axes.set(xscale="log", xlabel="multiply-adds for one image, log scale", ylabel="accuracy at the best epoch")
+    label_points(axes, cost, test, texts)
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1e4 * low else (1,)))
     axes.xaxis.set_major_formatter(EngFormatter(places=0))
-    axes.set_xlim(cost.min() / 1.7, 4.9 * cost.max())  # room for the last name
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(PERCENT)
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
-    save(figure, (Path(out_dir) / runs.COMPARISON).with_suffix(".png"))
+    add_legend(figure)
+    return figure
 
 
-def draw_recall(out_dir):
+def label_points(axes, x, y, texts):
+    """Write a text to the right of each point, and make room for it on the log scale of x. Where two would overlap, the
+    upper one moves up and gets a line to its point."""
+    width, height = 520, 280  # of the axes in points, about
+    widths = np.array([text_width(text) + 12 for text in texts])
+    start = x.min() / 1.7
+    axes.set_xlim(start, max(4.9 * x.max(), *start * (x / start) ** (1 / np.maximum(0.2, 1 - widths / width))))
+    points = (axes.transScale + axes.transLimits).transform(np.stack([x, y], axis=1)) * (width, height)
+    placed = []
+    for number in np.argsort(y, kind="stable"):
+        left, bottom = points[number]
+        right = left + widths[number]
+        raised = max([bottom, *(other + 14 for start, end, other in placed if left < end and start < right)])
+        placed.append((left, right, raised))
+        line = {"arrowstyle": "-", "color": "0.6", "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)}
+        style = {"textcoords": "offset points", "va": "center", "arrowprops": line if raised > bottom else None}
+        axes.annotate(texts[number], (x[number], y[number]), (9, raised - bottom), **style)
+
+
+@drawn_from(runs.RECALL)
+def draw_recall(folder):
     """recall.png: the share of each class's test images that each model recognises."""
-    by_model = {}
-    for row in runs.read_rows(Path(out_dir) / runs.RECALL, "model", "class", numbers=["recall"]):
-        by_model.setdefault(row["model"], {})[row["class"]] = row["recall"]
-    best = list(by_model.values())[-1]
-    if any(recalls.keys() != best.keys() for recalls in by_model.values()):
-        raise runs.ResultsError(f"{Path(out_dir) / runs.RECALL} is damaged")
-    classes = sorted(best, key=best.get)
-    figure = Figure(figsize=(8, 1.2 + 0.4 * len(classes)), layout="constrained")
-    axes = figure.subplots()
-    for (model, recalls), (line, colour) in zip(by_model.items(), itertools.cycle(LINE_STYLES[::-1])):
-        values = [recalls[label] for label in classes]
-        axes.plot(values, range(len(classes)), line[0], color=colour, markersize=7, label=model)
+    rows = runs.read_rows(folder / runs.RECALL, "model", "class", numbers=["recall"])
+    recalls = {model: dict(zip(*arrays(each, "class", "recall"))) for model, each in grouped(rows, "model").items()}
+    styles = run_styles(recalls)
+    best = recalls[next(iter(styles))]
+    classes = sorted(grouped(rows, "class"), key=best.__getitem__)
+    figure, axes = subplots(8, 1.2 + 0.4 * len(classes))
+    for model, by_class in recalls.items():
+        style = styles[model] | {"linestyle": "none", "markersize": 7, "clip_on": False, "label": model}
+        axes.plot([by_class[label] for label in classes], range(len(classes)), **style)
     axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="recall on the test split", xlim=(0, 1))
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.xaxis.set_major_formatter(PERCENT)
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=len(by_model), frameon=False)
-    save(figure, (Path(out_dir) / runs.RECALL).with_suffix(".png"))
+    add_legend(figure)
+    return figure
 
 
-def draw_panels(path, panels, draw, across, up, height):
-    """A picture of one panel for each entry of `panels`, three in a row, and one legend for all: draw(axes, key, value)
+def draw_panels(panels, draw, across, up, height):
+    """A figure of one panel for each entry of `panels`, three in a row, and one legend for all: draw(axes, key, value)
     draws one of them."""
     columns, rows = 3, -(-len(panels) // 3)
-    figure = Figure(figsize=(9, 0.6 + height * rows), layout="constrained")
-    places = figure.subplots(rows, columns, sharex=bool(across), sharey=True, squeeze=False).flatten()
+    figure, places = subplots(9, 0.6 + height * rows, rows, columns, sharex=bool(across), sharey=True, squeeze=False)
+    places = places.flatten()
     for axes, (key, value) in zip(places, panels.items()):
         draw(axes, key, value)
         axes.grid(alpha=0.3)
-    places[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    places[0].yaxis.set_major_formatter(PERCENT)
     for axes in places[len(panels) :]:
         axes.axis("off")
     for axes in places[max(0, len(panels) - columns) : len(panels)]:
@@ -478,78 +577,69 @@ def draw_panels(path, panels, draw, across, up, height):
     if across:
         figure.supxlabel(across, fontsize=11)
     figure.supylabel(up, fontsize=11)
-    handles, labels = places[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
-    save(figure, path)
+    add_legend(figure)
+    return figure
 
 
-def draw_calibrations(out_dir):
+@drawn_from(runs.CALIBRATIONS)
+def draw_calibrations(folder):
     """calibrations.png: the reliability diagrams of all models on the test split, before and after the temperature."""
-    names = ("temperature", "expected_calibration_error", "samples", "confidence", "accuracy")
-    curves = {}
-    for row in runs.read_rows(Path(out_dir) / runs.CALIBRATIONS, "model", "when", numbers=names):
-        curves.setdefault(row["model"], {}).setdefault(row["when"], []).append(row)
+    numbers = ("temperature", "expected_calibration_error", "samples", "confidence", "accuracy")
+    rows = runs.read_rows(folder / runs.CALIBRATIONS, "model", "when", numbers=numbers)
     labels = {"before": "as trained", "after": "logits divided by the temperature T"}
 
-    def draw(axes, model, by_when):
+    def draw(axes, model, model_rows):
         axes.plot([0, 1], [0, 1], "--", color="0.45", linewidth=1, label="perfect calibration")
         errors = []
-        for (when, bins), (line, colour) in zip(by_when.items(), LINE_STYLES[1::-1]):
-            shown = [(each["confidence"], each["accuracy"]) for each in bins if each["samples"] >= FEW]
-            axes.plot(*np.reshape(shown, (-1, 2)).T, line, color=colour, markersize=4, label=labels[when])
+        for (when, bins), style in zip(grouped(model_rows, "when").items(), RUN_STYLES[1::-1]):
+            shown = [each for each in bins if each["samples"] >= FEW]
+            axes.plot(*arrays(shown, "confidence", "accuracy"), **style, markersize=4, label=labels[when])
             errors.append(f"{bins[0]['expected_calibration_error']:.1%}")
-        axes.set_title(f"{model}: T = {bins[0]['temperature']:.2f}", fontsize=11)
+        axes.set_title(f"{model}: T = {model_rows[0]['temperature']:.2f}", fontsize=11)
         write(axes, 0.7, 0.05, f"error {' → '.join(errors)}", fontsize=10)
         axes.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1))
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.xaxis.set_major_formatter(PERCENT)
 
-    path = (Path(out_dir) / runs.CALIBRATIONS).with_suffix(".png")
-    draw_panels(path, curves, draw, "probability of the predicted class", "share that is right", 3)
+    return draw_panels(grouped(rows, "model"), draw, "probability of the predicted class", "share that is right", 3)
 
 
-def draw_robustness(out_dir):
+@drawn_from(runs.ROBUSTNESS)
+def draw_robustness(folder):
     """robustness.png: test accuracy of each model by the amount of each change of the images."""
     numbers = ("amount", "test_accuracy")
-    rows = runs.read_rows(Path(out_dir) / runs.ROBUSTNESS, "model", "transformation", numbers=numbers)
-    curves = {}
-    for row in rows:
-        curve = curves.setdefault(row["transformation"], {}).setdefault(row["model"], ([], []))
-        curve[0].append(row["amount"])
-        curve[1].append(row["test_accuracy"])
+    rows = runs.read_rows(folder / runs.ROBUSTNESS, "model", "transformation", numbers=numbers)
+    accuracies = {row["model"]: row["test_accuracy"] for row in reversed(rows)}  # on images as they are
+    styles = run_styles(sorted(accuracies, key=accuracies.get))
 
-    def draw(axes, kind, by_model):
-        models = sorted(by_model, key=lambda model: -by_model[model][1][0])
-        for model, (line, colour) in zip(models, itertools.cycle(LINE_STYLES)):
-            axes.plot(*by_model[model], line, color=colour, markersize=5, label=model)
+    def draw(axes, kind, kind_rows):
+        by_model = grouped(kind_rows, "model")
+        for model, style in styles.items():
+            amounts, accuracy = arrays(by_model[model], *numbers)
+            axes.plot(amounts, accuracy, **style, markersize=5, label=model)
         axes.set(xlabel=corruptions.label(kind), ylim=(0, 1))
-        amounts = by_model[models[0]][0]
         axes.set_xticks(amounts, [corruptions.format_amount(kind, amount) for amount in amounts])
 
-    draw_panels((Path(out_dir) / runs.ROBUSTNESS).with_suffix(".png"), curves, draw, None, "test accuracy", 2.9)
+    return draw_panels(grouped(rows, "transformation"), draw, None, "test accuracy", 2.9)
 
 
-def draw_corrupted(out_dir):
+@drawn_from(runs.CORRUPTED)
+def draw_corrupted(folder):
     """robustness_examples.png: a test image as each change leaves it, a row for each kind."""
-    images, kinds, amounts = runs.read_arrays(Path(out_dir) / runs.CORRUPTED, "images", "kinds", "amounts")
+    images, kinds, amounts = runs.read_arrays(folder / runs.CORRUPTED, "images", "kinds", "amounts")
     by_kind = {}
     for image, kind, amount in zip(images[1:], kinds[1:], amounts[1:]):
         by_kind.setdefault(str(kind), [(images[0], 0.0)]).append((image, amount))
     columns = max(map(len, by_kind.values()))
     across, down = 38, 40
     picture = np.full((len(by_kind) * down, columns * across, 3), 255, np.uint8)
-    figure = Figure(figsize=(1.3 * columns + 1.2, 1.35 * len(by_kind)), layout="compressed")
-    axes = figure.subplots()
+    figure, axes = subplots(1.3 * columns + 1.2, 1.35 * len(by_kind), layout="compressed")
     for row, (kind, versions) in enumerate(by_kind.items()):
         for column, (image, amount) in enumerate(versions):
             top, left = row * down + 7, column * across + 3
             picture[top : top + 32, left : left + 32] = image.transpose(1, 2, 0)
             write(axes, left + 15.5, top - 1, corruptions.format_amount(kind, amount), va="bottom", fontsize=9)
-    axes.imshow(picture, interpolation="nearest")
-    axes.set_yticks(np.arange(len(by_kind)) * down + 23, [corruptions.label(kind) for kind in by_kind])
-    axes.set_xticks([])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    save(figure, (Path(out_dir) / runs.CORRUPTED).with_suffix(".png"))
+    show_rows(axes, picture, np.arange(len(by_kind)) * down + 23, [corruptions.label(kind) for kind in by_kind])
+    return figure
 
 
 if __name__ == "__main__":

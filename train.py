@@ -30,6 +30,7 @@ import data
 import evaluate
 import models
 import optimizers
+import plots
 import runs
 from augmentation import derived_seed
 from metrics import mean_loss_and_accuracy
@@ -59,6 +60,7 @@ def train(run: runs.Run, device, data_dir, network=None, saved=None, observe=Non
         history, image_losses = resume(saved, model, optimizer, image_losses, run.folder / runs.LAST)
     forward = make_forward(model, device, run.environment)
     print_start(run, model, splits)
+    picture_due = 0.0
     while not runs.has_ended(history, recipe):
         epoch, start = len(history) + 1, time.perf_counter()
         trained = train_epoch(model, forward, optimizer, splits["train"], recipe, epoch, image_losses)
@@ -79,6 +81,7 @@ def train(run: runs.Run, device, data_dir, network=None, saved=None, observe=Non
         if observe:
             observe(model, epoch)
         runs.save_epoch(run, model.state_dict(), optimizer.state_dict(), history, image_losses)
+        picture_due = plots.draw_loss_when_due(run.folder, picture_due)
         print_epoch(row, recipe.epochs, images_per_second, is_best=runs.best_epoch(history) == epoch)
     return history
 
@@ -171,7 +174,8 @@ def print_start(run, model, splits):
     print(
         f"{run.model} on {run.dataset}: {models.count_parameters(model):,} parameters, "
         f"{len(splits['train'].labels):,} training and {len(splits['validation'].labels):,} validation images, "
-        f"{environment['device']}, {environment['precision']}, {environment['threads']} threads",
+        f"{environment['device']}, {environment['precision']}, {environment['threads']} threads; "
+        f"the curve while it trains: {command.printable(run.folder / runs.LOSS_PLOT)}",
         flush=True,
     )
 

@@ -59,6 +59,7 @@ def leave_out_pictures(monkeypatch):
         runs.write_atomically(path, b"no picture")
 
     monkeypatch.setattr(plots, "draw_run", draw_run)
+    monkeypatch.setattr(plots, "draw_loss", lambda folder: save(None, folder / runs.LOSS_PLOT))
     monkeypatch.setattr(plots, "save", save)
 
 

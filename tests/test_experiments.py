@@ -157,7 +157,7 @@ def test_ablation_trains_a_row_without_the_test_split(call, tmp_path, few_digits
     code, out, err = call(ablation.main, *options)
     assert code == 0 and out.count("epoch 1/1") == 4, err
     assert {path.name for path in (tmp_path / "folder/without_augmentation/1").iterdir()} == {
-        *(".lock", "best.pt", "last.pt", "history.csv", "noise.csv")
+        *(".lock", "best.pt", "last.pt", "history.csv", "noise.csv", "loss_plot.png")
     }
     rows = runs.read_rows(tmp_path / "folder/runs.csv")
     assert [(row["variant"], row["seed"]) for row in rows] == [

@@ -137,7 +137,13 @@ def test_nothing_of_a_replaced_run_stays(call, tmp_path, monkeypatch, few_digits
     with monkeypatch.context() as first_epoch:
         first_epoch.setattr(train, "print_epoch", interrupted)
         quick(call, *options, model="dense", code=130)
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "best.pt", "last.pt", "history.csv"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        ".lock",
+        "best.pt",
+        "last.pt",
+        "history.csv",
+        "loss_plot.png",
+    }
 
 
 def test_full_disk_at_the_first_save_leaves_the_former_best(call, tmp_path, monkeypatch):
