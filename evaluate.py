@@ -40,6 +40,7 @@ from metrics import (
     Predictions,
     calibrated_metrics,
     fit_temperature,
+    format_table,
     mean_loss_and_accuracy,
     metric_rows,
     metric_summary,
@@ -309,17 +310,6 @@ def results_folder(checkpoint_path):
     """best.pt is what its run folder is about; the results of any other file go to a folder of its own beside it."""
     path = Path(checkpoint_path)
     return path.parent if path.name == runs.BEST else path.with_name(f"{path.stem}_results")
-
-
-def format_table(rows):
-    """Rows of strings -> aligned lines, the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if index else cell.ljust(width) for index, (cell, width) in enumerate(zip(row, widths))
-        )
-        for row in rows
-    )
 
 
 def format_metrics(metrics):
