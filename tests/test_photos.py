@@ -21,6 +21,7 @@ import photos
 import plots
 import runs
 from conftest import interrupted
+from experiments import new_photographs
 
 
 def picture_of(tmp_path, image, name="picture.png", **options):
@@ -453,3 +454,34 @@ def test_names_can_do_nothing_to_a_terminal(call, checkpoint):
         code == 2 and "\x1b" not in out + err and "\\x1b[2Jbroken.png" in err and "\\x1b[2J\\u202f.png (dense)" in out
     )
     assert str(strange) in [row["file"] for row in rows_of("seen/predictions.csv")], "in a file, as it is"
+
+
+def test_new_photographs_are_the_tiles_that_cifar10_does_not_have(call, monkeypatch):
+    def load_splits(dataset, data_dir):
+        assert (dataset, str(data_dir)) == ("cifar10", "there")
+        return {"test": data.as_split(known[:6], [0] * 6), "train": data.as_split(known[6:], [0] * 4)}
+
+    monkeypatch.setattr(data, "load_splits", load_splits)
+    classes = data.CLASSES["cifar10"]
+    tiles = np.random.default_rng(0).integers(0, 256, (10, 2, 3, 32, 32, 3), dtype=np.uint8)
+    known = np.stack([sheet.reshape(6, 32, 32, 3)[number % 6] for number, sheet in enumerate(tiles)])
+    Path("sheets").mkdir()
+    for number, (label, sheet) in enumerate(zip(classes, tiles)):
+        pixels = np.full((67, 100, 3), 255, np.uint8)
+        for row, column in np.ndindex(2, 3):
+            pixels[1 + 33 * row : 33 + 33 * row, 1 + 33 * column : 33 + 33 * column] = sheet[row, column]
+        Image.fromarray(pixels).save(Path("sheets", f"cinic-{label}.png" if number % 2 else f"{label}.png"))
+    options = ["sheets", "--data-dir", "there", "--out", "new"]
+    code, out, err = call(new_photographs.main, *options)
+    assert code == 0 and err == "" and "5 of 6" in out
+    for number, (label, sheet) in enumerate(zip(classes, tiles)):
+        names = sorted(path.name for path in Path("new", label).iterdir())
+        assert names == [f"{tile:03}.png" for tile in range(6) if tile != number % 6]
+        with Image.open(Path("new", label, names[-1])) as picture:
+            assert np.array_equal(picture, sheet.reshape(6, 32, 32, 3)[int(names[-1][:3])])
+    Image.new("RGB", (66, 100)).save("sheets/ship.png")
+    code, out, err = call(new_photographs.main, *options)
+    assert code == 2 and "ship.png is no sheet of tiles: 66x100 pixels" in err and len(err.splitlines()) == 1
+    Path("sheets/ship.png").unlink()
+    code, out, err = call(new_photographs.main, *options)
+    assert code == 2 and "sheets holds neither ship.png nor" in err and len(err.splitlines()) == 1
