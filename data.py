@@ -10,17 +10,14 @@ torchvision and scikit-learn are imported by the functions that use them: they t
 and whoever mistypes an option needn't wait for them.
 """
 
-import io
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 import augmentation
-import command
 import download
 from augmentation import derived_seed
 from download import DataError
@@ -164,35 +161,3 @@ def batches(split, order, batch_size, seed, epoch, augment=False, corrupt=None):
 def examples(split, per_class):
     """The first `per_class` images of every class, uint8 [10, per_class, 3, 32, 32]."""
     return torch.stack([split.images[split.labels == label][:per_class] for label in range(10)])
-
-
-def read_picture(path):
-    """Any picture that PIL reads -> uint8 [1, 3, 32, 32]: upright, its centre square, resized with antialiasing.
-
-    Transparent parts become white. Raises DataError where the file is missing, no picture, or too large for PIL.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            file = Image.open(io.BytesIO(command.read_bytes(path)))
-        with file:
-            picture = ImageOps.exif_transpose(file)
-            if picture.mode.startswith("I") or picture.mode == "F":  # convert() would clip them at 255
-                whites = (1, 255) if picture.mode == "F" else (65_535,)
-                picture = Image.fromarray(to_bytes(np.asarray(picture, np.float64), whites))
-            square = ImageOps.fit(picture.convert("RGBA"), (32, 32), Image.Resampling.LANCZOS)
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{path} has over {2 * Image.MAX_IMAGE_PIXELS:,} pixels: make it smaller first") from error
-    except Exception as error:  # PIL's readers raise anything for a damaged file
-        raise DataError(f"{path} can't be read as a picture: {error}") from error
-    pixels = np.array(Image.alpha_composite(Image.new("RGBA", square.size, "white"), square).convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
-
-
-def to_bytes(grey, whites):
-    """Grey values [H, W] as uint8. White is the first of `whites` that none exceeds; raises ValueError where all are
-    exceeded, since then nobody knows what is white."""
-    for white in whites:
-        if grey.min() >= 0 and grey.max() <= white:
-            return (grey * (255 / white)).round().astype(np.uint8)
-    raise ValueError(f"it has values from {grey.min():g} to {grey.max():g}, not from 0 to {whites[-1]:,}")

@@ -4,7 +4,7 @@ Usage:
 
     python evaluate.py                                      every best.pt under outs/exercise_04, and the comparison
     python evaluate.py outs/exercise_04/cnn2/best.pt        one of them
-    python evaluate.py outs/exercise_04/cnn2/best.pt --image cat.jpg
+    python evaluate.py outs/exercise_04/cnn2/best.pt --image cat.jpg holiday/
     python evaluate.py --robustness                         test accuracy on changed images, of all of them
 """
 
@@ -32,6 +32,7 @@ import command
 import corruptions
 import data
 import models
+import photos
 import plots
 import runs
 from metrics import (
@@ -40,6 +41,7 @@ from metrics import (
     Predictions,
     calibrated_metrics,
     fit_temperature,
+    format_table,
     mean_loss_and_accuracy,
     metric_rows,
     metric_summary,
@@ -57,13 +59,14 @@ def main(argv=None):
     arguments = parse_arguments(argv)
     device = command.choose_device(arguments.device)
     paths = find_checkpoints(arguments.checkpoint)
-    if arguments.image:
-        if arguments.out_dir:
-            raise command.UsageError("--image writes no files: leave out --out-dir")
-        return 0 if predict_pictures(paths, arguments.image, device) else 2
     folders = {path: results_folder(path) for path in paths}
     if len(set(map(os.path.realpath, folders.values()))) < len(folders):
         raise command.UsageError("two of these checkpoints would write to the same folder: evaluate them one by one")
+    if arguments.image:
+        loaded, all_loaded = load_models(paths, device, skip_foreign=not arguments.checkpoint)
+        networks = dict(zip(run_names([folders[path].resolve() for path in loaded]), loaded.values()))
+        all_read = photos.classify(networks, arguments.image, device, arguments.out_dir)
+        return 0 if all_loaded and all_read else 2
     out_dir = arguments.out_dir or Path(os.path.realpath(folders[paths[0]])).parent
     if arguments.robustness or len(paths) > 1:
         runs.make_folder(out_dir)
@@ -149,7 +152,13 @@ def parse_arguments(argv):
         help=f"checkpoint files (default: every best.pt under {runs.DEFAULT_OUT_DIR['cifar10']})",
     )
     task = parser.add_mutually_exclusive_group()
-    task.add_argument("--image", type=Path, nargs="+", metavar="FILE", help="pictures to classify; needs no data set")
+    task.add_argument(
+        "--image",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="pictures to classify, or folders of them; needs no data set",
+    )
     task.add_argument(
         "--robustness",
         action="store_true",
@@ -158,10 +167,19 @@ def parse_arguments(argv):
     parser.add_argument(
         "--out-dir",
         type=Path,
-        help="folder for the comparison or the robustness (default: the one that holds the first run)",
+        help="folder for the comparison or the robustness (default: the one that holds the first run), or for what "
+        "--image sees (default: none)",
     )
     command.add_common_arguments(parser)
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.image:
+        arguments.image = command.expand(arguments.image)
+        if not arguments.checkpoint:  # one that comes last has been taken for a picture
+            arguments.checkpoint = [path for path in arguments.image if path.suffix == ".pt"]
+            arguments.image = [path for path in arguments.image if path.suffix != ".pt"]
+            if not arguments.image:
+                parser.error("--image: no picture is named")
+    return arguments
 
 
 def infer(model, split) -> Predictions:
@@ -313,17 +331,6 @@ def results_folder(checkpoint_path):
     """best.pt is what its run folder is about; the results of any other file go to a folder of its own beside it."""
     path = Path(checkpoint_path)
     return path.parent if path.name == runs.BEST else path.with_name(f"{path.stem}_results")
-
-
-def format_table(rows):
-    """Rows of strings -> aligned lines, the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if index else cell.ljust(width) for index, (cell, width) in enumerate(zip(row, widths))
-        )
-        for row in rows
-    )
 
 
 def format_metrics(metrics):
@@ -484,27 +491,6 @@ def format_cell(column, value):
     if isinstance(value, float):
         return f"{value:.1f}" if column.startswith("seconds") else f"{value:.2%}"
     return value if isinstance(value, str) else f"{value:,}"
-
-
-def predict_pictures(checkpoints, pictures, device, top=5):
-    """Print the likeliest classes of each picture. A picture that can't be read gets one line on stderr; True where
-    there was none."""
-    images, pictures = {}, dict.fromkeys(pictures)  # each once
-    for picture in pictures:
-        try:
-            images[picture] = data.read_picture(picture).to(device)
-        except data.DataError as error:
-            command.print_error(error)
-    for path in checkpoints:
-        model, checkpoint = models.load_model(path)
-        model.to(device)
-        for picture, image in images.items():
-            with torch.inference_mode():
-                probabilities, classes = model(image)[0].topk(top)
-            print(f"\n{command.printable(picture)} ({checkpoint.model})")
-            for probability, label in zip(probabilities.tolist(), classes.tolist()):
-                print(f"  {checkpoint.classes[label]:<12}{probability:7.2%}")
-    return len(images) == len(pictures)
 
 
 if __name__ == "__main__":

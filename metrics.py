@@ -73,8 +73,7 @@ def worst_mistakes(probabilities, labels):
 
 def split_metrics(predictions: Predictions, classes):
     """All metrics of one split as a plain dict."""
-    # Imported here, so that whoever mistypes an option needn't wait for them.
-    from scipy.stats import binomtest
+    # Imported here, so that whoever mistypes an option needn't wait for it.
     from sklearn.metrics import balanced_accuracy_score, confusion_matrix, precision_recall_fscore_support
 
     loss, accuracy = mean_loss_and_accuracy(predictions)
@@ -95,7 +94,7 @@ def split_metrics(predictions: Predictions, classes):
         "samples": total,
         "loss": loss,
         "accuracy": accuracy,
-        "accuracy_interval": [*binomtest(int(predictions.right().sum()), total).proportion_ci(method="wilson")],
+        "accuracy_interval": wilson_interval(int(predictions.right().sum()), total),
         "balanced_accuracy": float(balanced_accuracy_score(labels, predicted)),
         **calibration(predictions.probabilities().max(axis=1), predictions.right()),
         "macro": {name: float(values.mean()) for name, values in columns.items()},
@@ -106,6 +105,13 @@ def split_metrics(predictions: Predictions, classes):
         },
         "confusion_matrix": matrix.tolist(),
     }
+
+
+def wilson_interval(count, total):
+    """The 95% interval of a share, count / total, as [low, high] (Wilson 1927)."""
+    from scipy.stats import binomtest
+
+    return [*binomtest(count, total).proportion_ci(method="wilson")]
 
 
 def calibration(confidences, right):
@@ -185,4 +191,15 @@ def metric_summary(metrics):
     return (
         f"accuracy {metrics['accuracy']:.2%} (95% interval {low:.2%} to {high:.2%}), "
         f"balanced accuracy {metrics['balanced_accuracy']:.2%}, loss {metrics['loss']:.4f}"
+    )
+
+
+def format_table(rows):
+    """Rows of strings -> aligned lines, the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if index else cell.ljust(width) for index, (cell, width) in enumerate(zip(row, widths))
+        )
+        for row in rows
     )

@@ -2,13 +2,11 @@ import hashlib
 import pickle
 import shutil
 import tarfile
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torchvision.datasets import CIFAR10
 
 import augmentation
@@ -134,62 +132,6 @@ def test_each_image_is_mirrored_in_every_other_epoch(monkeypatch):
         mirrored.append(flips[labels.argsort()])
     assert torch.equal(mirrored[0], ~mirrored[1]) and torch.equal(mirrored[0], mirrored[2])
     assert 16 < mirrored[0].sum() < 48, "half of them in one epoch, half in the next"
-
-
-def picture_of(tmp_path, image, name="picture.png", **options):
-    image.save(tmp_path / name, **options)
-    picture = data.read_picture(tmp_path / name)
-    assert picture.shape == (1, 3, 32, 32) and picture.dtype == torch.uint8
-    return picture[0]
-
-
-def test_pictures_of_every_mode_and_size_are_read(tmp_path):
-    assert (picture_of(tmp_path, Image.new("L", (500, 300), 77)) == 77).all()
-    assert (picture_of(tmp_path, Image.new("L", (1, 1), 77)) == 77).all()
-    assert (picture_of(tmp_path, Image.new("RGBA", (64, 64), (9, 9, 9, 0))) == 255).all(), "transparent is white"
-    assert (picture_of(tmp_path, Image.new("I;16", (64, 64), 0x8080)) == 0x80).all(), "16 bits"
-    palette = Image.new("P", (64, 64), 3)
-    palette.putpalette([0, 0, 0] * 3 + [10, 200, 30])
-    assert picture_of(tmp_path, palette)[:, 5, 5].tolist() == [10, 200, 30]
-
-
-def test_grey_values_of_more_than_8_bits_keep_their_meaning(tmp_path):
-    for pixels, expected in (
-        (np.full((9, 9), 0.5, np.float32), 128),
-        (np.full((9, 9), 77.0, np.float32), 77),
-        (np.full((9, 9), 0x8080, np.int32), 0x80),
-    ):
-        assert (picture_of(tmp_path, Image.fromarray(pixels), "picture.tiff") == expected).all()
-    for pixels in (np.full((9, 9), 300.0, np.float32), np.full((9, 9), 2**30, np.int32)):
-        with pytest.raises(data.DataError, match="values from"):
-            picture_of(tmp_path, Image.fromarray(pixels), "picture.tiff")
-
-
-def test_picture_that_is_too_large_is_refused_in_plain_words(tmp_path, monkeypatch):
-    monkeypatch.setattr(data.Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(data.DataError, match="over 2,000 pixels"):
-        picture_of(tmp_path, Image.new("L", (50, 50)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        picture_of(tmp_path, Image.new("L", (40, 40)))
-
-
-def test_centre_square_is_taken_the_right_way_up(tmp_path):
-    wide = Image.new("RGB", (300, 100), "red")
-    wide.paste("blue", (100, 0, 200, 50))
-    wide.paste("lime", (100, 50, 200, 100))
-    picture = picture_of(tmp_path, wide)
-    assert picture[:, 4, 16].tolist() == [0, 0, 255] and picture[:, 28, 16].tolist() == [0, 255, 0]
-    exif = Image.Exif()
-    exif[0x0112] = 3  # the camera was upside down
-    turned = picture_of(tmp_path, wide, "turned.png", exif=exif)
-    assert turned[:, 4, 16].tolist() == [0, 255, 0] and turned[:, 28, 16].tolist() == [0, 0, 255]
-
-
-def test_shrinking_a_picture_averages(tmp_path):
-    checkerboard = np.indices((320, 320)).sum(axis=0) % 2 * 255
-    picture = picture_of(tmp_path, Image.fromarray(checkerboard.astype(np.uint8)))
-    assert (picture[:, 4:-4, 4:-4].int() - 127).abs().max() <= 2
 
 
 FILES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"]

@@ -8,8 +8,6 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from sklearn.datasets import load_digits
 
 import corruptions
 import data
@@ -220,9 +218,8 @@ def test_a_folder_that_results_can_not_go_to_is_found_before_any_work(finished_r
     for options in (["dense/best.pt", "cnn2/best.pt"], ["dense/best.pt", "--robustness"]):
         code, out, err = call(evaluate.main, *options, "--out-dir", "file/folder")
         assert code == 2 and "file/folder can't be written" in err and len(err.splitlines()) == 1 and not out
-    for options in ([], ["--image", "picture.png"]):
-        code, out, err = call(evaluate.main, "dense/best.pt", *options, "--out-dir", "elsewhere")
-        assert code == 2 and "--out-dir" in err and not (tmp_path / "elsewhere").exists()
+    code, out, err = call(evaluate.main, "dense/best.pt", "--out-dir", "elsewhere")
+    assert code == 2 and "--out-dir" in err and not (tmp_path / "elsewhere").exists()
     assert not (tmp_path / "dense/metrics.json").exists()
 
 
@@ -279,29 +276,6 @@ def test_what_is_written_means_something(finished_run):
 
 
 MOVES = [(4, 0), (-4, 0), (0, 4), (0, -4)]
-
-
-def test_pictures_are_named_without_a_data_set(finished_run, call, tmp_path):
-    folder, _ = finished_run("cnn2")
-    four = load_digits(n_class=5).images[4] * 15
-    Image.fromarray(four.astype(np.uint8)).resize((800, 800)).convert("RGB").save(tmp_path / "photo.jpg")
-    Image.fromarray(four.astype(np.uint8)).save(tmp_path / "grey.png")
-    transparent = Image.new("RGBA", (40, 40), "black")
-    transparent.save(tmp_path / "alpha.png")
-    (tmp_path / "text.png").write_text("no picture")
-    code, out, err = call(
-        evaluate.main, folder / "best.pt", "--image", "photo.jpg", "text.png", "grey.png", "alpha.png", "missing.png"
-    )
-    assert code == 2, "something could not be read"
-    problems = err.splitlines()
-    assert len(problems) == 2 and "text.png" in problems[0] and "missing.png" in problems[1]
-    tables = out.strip().split("\n\n")
-    assert [table.splitlines()[0].split()[0] for table in tables] == ["photo.jpg", "grey.png", "alpha.png"]
-    for table in tables:
-        shares = [float(line.split()[1].rstrip("%")) for line in table.splitlines()[1:]]
-        assert len(shares) == 5 and shares == sorted(shares, reverse=True) and sum(shares) <= 100.1
-    assert tables[0].splitlines()[1].split()[0] == "4"
-    assert call(evaluate.main, folder / "best.pt", "--image", "grey.png", "grey.png")[0] == 0, "named twice"
 
 
 @pytest.mark.pictures

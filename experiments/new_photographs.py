@@ -1,0 +1,93 @@
+"""How well do the networks do on photographs that weren't collected with CIFAR-10's?
+
+Usage:
+
+    python -m experiments.new_photographs SHEETS [--out FOLDER]
+    python evaluate.py --image FOLDER --out-dir RESULTS
+
+SHEETS is a folder with the sample sheets of CINIC-10 (Darlow, Crowley, Antoniou & Storkey 2018, arXiv:1810.03505),
+from images/ of github.com/BayesWatch/cinic-10: airplane.png or cinic-airplane.png and so on, of 32x32 tiles with a line
+of one pixel around each. Tiles that equal an image of CIFAR-10 byte for byte are left out. The others are photographs
+from ImageNet, and go to FOLDER/CLASS/NUMBER.png, by their numbers in the sheet, row by row.
+
+They are a test set: they decide about no epoch and no recipe.
+"""
+
+import command
+
+if __name__ == "__main__":
+    command.start()
+
+
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import data
+import runs
+
+SIDE, LINE = 32, 1  # pixels of a tile, and of the line between two
+
+
+class SheetError(command.UserError):
+    """A file that isn't the sheet that is asked for."""
+
+
+def main(argv=None):
+    parser = command.Parser(description="Cut CINIC-10's sample sheets into labelled pictures, without CIFAR-10's own.")
+    parser.add_argument("sheets", type=Path, help="folder of the sheets")
+    parser.add_argument("--out", type=Path, default=Path("data/new_photographs"), help="(default: %(default)s)")
+    parser.add_argument("--data-dir", type=Path, default=command.DEFAULT_DATA_DIR, help="(default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    sheets = {label: read_tiles(find_sheet(arguments.sheets, label)) for label in data.CLASSES["cifar10"]}
+    known = known_images(arguments.data_dir)
+    for label, tiles in sheets.items():
+        new = {number: tile for number, tile in enumerate(tiles) if tile.tobytes() not in known}
+        runs.make_folder(arguments.out / label)
+        for number, tile in new.items():
+            runs.write_atomically(arguments.out / label / f"{number:03}.png", png_bytes(tile))
+        print(f"{label:<12}{len(new):4} of {len(tiles)} tiles are new")
+
+
+def find_sheet(folder, label):
+    """The sheet of a class; raises SheetError where there is none."""
+    for path in (folder / f"{label}.png", folder / f"cinic-{label}.png"):
+        if path.exists():
+            return path
+    raise SheetError(f"{folder} holds neither {label}.png nor cinic-{label}.png")
+
+
+def read_tiles(path):
+    """The tiles of a sheet, row by row, uint8 [N, 32, 32, 3]. Raises SheetError or OSError."""
+    try:
+        with Image.open(io.BytesIO(command.read_bytes(path))) as file:
+            sheet = np.asarray(file.convert("RGB"))
+    except Exception as error:  # Pillow's readers raise anything for a damaged file
+        if isinstance(error, OSError) and error.filename:
+            raise
+        raise SheetError(f"{path} can't be read as a picture") from error
+    step = SIDE + LINE
+    rows, columns = (length // step for length in sheet.shape[:2])
+    if sheet.shape[:2] != (rows * step + LINE, columns * step + LINE):
+        raise SheetError(f"{path} is no sheet of tiles: {sheet.shape[1]}x{sheet.shape[0]} pixels")
+    tiles = sheet[LINE:, LINE:].reshape(rows, step, columns, step, 3)[:, :SIDE, :, :SIDE]
+    return tiles.transpose(0, 2, 1, 3, 4).reshape(-1, SIDE, SIDE, 3)
+
+
+def known_images(data_dir):
+    """All images of CIFAR-10, as a set of their bytes in the order of [32, 32, 3]."""
+    splits = data.load_splits("cifar10", data_dir)
+    return {image.tobytes() for split in splits.values() for image in split.images.permute(0, 2, 3, 1).numpy()}
+
+
+def png_bytes(pixels):
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, format="png")
+    return content.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(command.run_command(main))
