@@ -12,6 +12,9 @@ NOISE = "noise.csv"  # how good the best epoch is on the validation split with n
 EXAMPLES = "plot_dataset_example.npz"
 CURVES = "curves.csv"
 SEEDS = "seeds.csv"
+# About new photographs.
+NEW_ACCURACY = "accuracy.csv"
+NEW_CONFUSIONS = "confusions.csv"
 # In the folder of a comparison of variants with several seeds.
 RUNS = "runs.csv"
 EFFECTS = "effects.csv"

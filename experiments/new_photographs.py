@@ -3,7 +3,11 @@
 Usage:
 
     python -m experiments.new_photographs SHEETS [--out FOLDER]
-    python evaluate.py --image FOLDER --out-dir RESULTS
+    python evaluate.py --image FOLDER --out-dir ANSWERS
+    python -m experiments.new_photographs --answers ANSWERS
+
+The last one compares with the test split: outs/new_photographs/ gets accuracy.csv, of each network and class, with its
+picture, and confusions.csv, those that are more frequent than on the test split.
 
 SHEETS is a folder with the sample sheets of CINIC-10 (Darlow, Crowley, Antoniou & Storkey 2018, arXiv:1810.03505),
 from images/ of github.com/BayesWatch/cinic-10: airplane.png or cinic-airplane.png and so on, of 32x32 tiles with a line
@@ -27,7 +31,11 @@ import numpy as np
 from PIL import Image
 
 import data
+import photos
+import plots
 import runs
+from experiments import NEW_ACCURACY, NEW_CONFUSIONS, pictures
+from metrics import rounded, wilson_interval
 
 SIDE, LINE = 32, 1  # pixels of a tile, and of the line between two
 
@@ -38,10 +46,20 @@ class SheetError(command.UserError):
 
 def main(argv=None):
     parser = command.Parser(description="Cut CINIC-10's sample sheets into labelled pictures, without CIFAR-10's own.")
-    parser.add_argument("sheets", type=Path, help="folder of the sheets")
+    parser.add_argument("sheets", type=Path, nargs="?", help="folder of the sheets")
+    parser.add_argument("--answers", type=Path, help="folder of evaluate.py's predictions.csv, to be compared instead")
     parser.add_argument("--out", type=Path, default=Path("data/new_photographs"), help="(default: %(default)s)")
     parser.add_argument("--data-dir", type=Path, default=command.DEFAULT_DATA_DIR, help="(default: %(default)s)")
     arguments = parser.parse_args(argv)
+    if (arguments.sheets is None) == (arguments.answers is None):
+        raise command.UsageError("name either the folder of the sheets, or --answers")
+    if arguments.answers:
+        compare_with_test_split(arguments.answers, Path("outs/new_photographs"))
+    else:
+        cut(arguments)
+
+
+def cut(arguments):
     sheets = {label: read_tiles(find_sheet(arguments.sheets, label)) for label in data.CLASSES["cifar10"]}
     known = known_images(arguments.data_dir)
     for label, tiles in sheets.items():
@@ -50,6 +68,40 @@ def main(argv=None):
         for number, tile in new.items():
             runs.write_atomically(arguments.out / label / f"{number:03}.png", png_bytes(tile))
         print(f"{label:<12}{len(new):4} of {len(tiles)} tiles are new")
+
+
+def compare_with_test_split(answers, folder, confusions_of_each=8):
+    """Write accuracy.csv and confusions.csv into a folder, and draw the picture: of all runs in outs/exercise_04 that
+    are in predictions.csv."""
+    classes, accuracy, confusions = data.CLASSES["cifar10"], [], []
+    for model, rows in plots.grouped(runs.read_rows(answers / photos.PREDICTIONS, "model", "label"), "model").items():
+        test = runs.read_metrics(runs.DEFAULT_OUT_DIR["cifar10"] / model)["test"]
+        recall = {"all": test["accuracy"]} | {label: values["recall"] for label, values in test["per_class"].items()}
+        for label, on_test in recall.items():
+            answered = [row["prediction"] for row in rows if label in ("all", row["label"])]
+            right = sum(row["prediction"] == row["label"] for row in rows if label in ("all", row["label"]))
+            low, high = wilson_interval(right, len(answered))
+            line = {"model": model, "class": label, "pictures": len(answered), "accuracy": right / len(answered)}
+            accuracy.append(rounded(line | {"low": low, "high": high, "test_accuracy": on_test}))
+            if label != "all":
+                matrix_row = np.array(test["confusion_matrix"][classes.index(label)])
+                confusions += [
+                    {
+                        "model": model,
+                        "class": label,
+                        "prediction": other,
+                        "share": round(answered.count(other) / len(answered), 4),
+                        "test_share": round(count / matrix_row.sum(), 4),
+                    }
+                    for other, count in zip(classes, matrix_row)
+                    if other != label
+                ]
+    runs.make_folder(folder)
+    runs.write_atomically(folder / NEW_ACCURACY, runs.csv_bytes(accuracy))
+    confusions.sort(key=lambda row: row["test_share"] - row["share"])
+    kept = [row for rows in plots.grouped(confusions, "model").values() for row in rows[:confusions_of_each]]
+    runs.write_atomically(folder / NEW_CONFUSIONS, runs.csv_bytes(kept))
+    pictures.draw_new_photographs(folder)
 
 
 def find_sheet(folder, label):

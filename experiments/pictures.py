@@ -17,7 +17,7 @@ import numpy as np
 
 import plots
 import runs
-from experiments import CURVES, EFFECTS, EXAMPLES, SEEDS
+from experiments import CURVES, EFFECTS, EXAMPLES, NEW_ACCURACY, SEEDS
 
 SOFTMAX_TWICE_FLOOR = np.log(1 + 9 / np.e)  # the cross-entropy of a perfect prediction among ten classes
 TRUE_LOSS_CURVE, OWN_LOSS_CURVE = "softmax twice, true cross-entropy", "softmax twice, its own loss"
@@ -29,7 +29,13 @@ def main(argv=None):
         "Redraw the pictures of experiments under a folder from its files.",
         argv,
         Path("outs"),
-        {EXAMPLES: draw_examples, CURVES: draw_curves, SEEDS: draw_seeds, EFFECTS: draw_effects},
+        {
+            EXAMPLES: draw_examples,
+            CURVES: draw_curves,
+            SEEDS: draw_seeds,
+            EFFECTS: draw_effects,
+            NEW_ACCURACY: draw_new_photographs,
+        },
     )
 
 
@@ -141,6 +147,33 @@ def draw_seeds(folder):
         axes.set_xlabel(title)
         axes.grid(axis="x", alpha=0.3)
     plots.add_legend(figure, size=plots.SMALL)
+    return figure
+
+
+@plots.drawn_from(NEW_ACCURACY)
+def draw_new_photographs(folder):
+    """accuracy.png: accuracy on new photographs and on the test split, of each network, and of two for each class."""
+    names = ("accuracy", "low", "high", "test_accuracy")
+    rows = runs.read_rows(folder / NEW_ACCURACY, "model", "class", numbers=names)
+    total = sorted((row for row in rows if row["class"] == "all"), key=lambda row: row["test_accuracy"])
+    figure, panels = plots.subplots(9, 4.8, 1, 3, sharex=True, width_ratios=[1, 1, 1])
+    shown = [(None, total, "model"), *((total[index]["model"], rows, "class") for index in (len(total) // 2, -1))]
+    for axes, (model, lines, what) in zip(panels, shown):
+        lines = [row for row in lines if model is None or (row["model"] == model and row["class"] != "all")]
+        lines.sort(key=lambda row: row["accuracy"])
+        new, low, high, test = plots.arrays(lines, *names)
+        positions = np.arange(len(lines))
+        axes.hlines(positions, new, test, color="0.75", linewidth=1)
+        axes.plot(test, positions, "s", color=plots.BLUE, fillstyle="none", label="test split")
+        style = {"fmt": "o", "color": plots.ORANGE, "markersize": 5, "capsize": 3}
+        axes.errorbar(new, positions, xerr=[new - low, high - new], label="new photographs, with 95% interval", **style)
+        axes.set_yticks(positions, [row[what] for row in lines])
+        axes.set_title("all classes" if model is None else model, fontsize=11)
+        axes.xaxis.set_major_formatter(plots.PERCENT)
+        axes.set_xlim(0, 1)
+        axes.grid(alpha=0.3)
+    panels[1].set_xlabel("accuracy")
+    plots.add_legend(figure)
     return figure
 
 

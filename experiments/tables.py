@@ -32,7 +32,7 @@ import download
 import evaluate
 import models
 import runs
-from experiments import EFFECTS, RUNS, SEEDS, TRUE_LOSS, ablation
+from experiments import EFFECTS, NEW_ACCURACY, NEW_CONFUSIONS, RUNS, SEEDS, TRUE_LOSS, ablation
 from experiments.common import effects, folders_of_seeds, pflop
 from experiments.seeds import COMMITTED, VARIANTS
 from metrics import METRIC_COLUMNS, metric_rows, paired_difference
@@ -287,6 +287,15 @@ def calibration():
         yield f"`{name}` | {percent(confidence_of(name), test['accuracy'], test['expected_calibration_error'])}"
 
 
+@table("network | test split | new photographs | 95% interval | points lost")
+def new_photographs():
+    rows = rows_of(OUTS / "new_photographs" / NEW_ACCURACY, **{"class": "all"})
+    for row in sorted(rows, key=lambda row: row["test_accuracy"]):
+        lost = 100 * (row["test_accuracy"] - row["accuracy"])
+        accuracies = percent(row["test_accuracy"], row["accuracy"])
+        yield f"`{row['model']}` | {accuracies} | {interval(row['low'], row['high'])}% | {lost:.1f}"
+
+
 @table("network | all | with a near-duplicate | without one | without a contested label")
 def new_data():
     for name in NETWORKS:
@@ -475,7 +484,13 @@ def sources():
     heading, twins, contested = "How does it generalise to new data?", near_duplicates(), contested_labels()
     judged = len(rows_of(EXPERIMENTS / "doubted_labels.csv"))
     right = {name: evaluate.right_predictions(RESULTS / name) for name in NETWORKS}
-    yield heading, "4 10 20 255 1,797", cnn2, train["cnn2"]["accuracy"], digits_taken_for_cats(), len(twins)
+    new = {(row["model"], row["class"]): row for row in rows_of(OUTS / "new_photographs" / NEW_ACCURACY)}
+    best, worst = new[IMPROVED, "all"], new["dense", "all"]
+    yield heading, best["pictures"], *(best[column] - worst[column] for column in ("accuracy", "test_accuracy"))
+    yield heading, *(new[IMPROVED, "dog"][column] for column in ("accuracy", "test_accuracy"))
+    for row in rows_of(OUTS / "new_photographs" / NEW_CONFUSIONS, model=IMPROVED)[:3]:
+        yield heading, row["share"], row["test_share"]
+    yield heading, "4 10 20 32 255 1,797", cnn2, train["cnn2"]["accuracy"], digits_taken_for_cats(), len(twins)
     yield heading, max(each.mean() - np.delete(each, twins).mean() for each in right.values())
     yield heading, judged, len(contested), sum(~right[IMPROVED][contested])
     yield "What is different from the dense model?", "20 3,072", cnn2 - dense
