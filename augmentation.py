@@ -1,7 +1,8 @@
-"""How training images are changed from epoch to epoch: flips, shifts, cutout, and corruptions of some of them.
+"""Augmentation of the training images, different in each epoch: flips, translations, cutout, corruption of some images.
 
-Everything works on a whole batch at once, on its device. The random numbers are a function of (seed, epoch), so that a
-resumed training needs no generator's state; all but the noise itself are drawn on the CPU, the same for every device.
+Everything works on a whole batch at once, on its device. The random numbers are a function of (seed, epoch), so that
+resuming needs no generator state; all but the noise itself are drawn on the CPU, so that they are the same on every
+device.
 """
 
 import math
@@ -10,20 +11,20 @@ import numpy as np
 import torch
 from torch.nn.functional import affine_grid, grid_sample
 
-MAX_SHIFT, HIDDEN, GREY = 4, 10, 120  # by --augment: pixels in each direction, side of the square, its colour
+MAX_SHIFT, HIDDEN, GREY = 4, 10, 120  # --augment: largest translation, side of the cutout (pixels), its grey level
 
 
 def derived_seed(*numbers):
-    """One well-mixed seed from several, as (seed, epoch, purpose), so that each gets random numbers of its own."""
+    """Mix numbers, such as (seed, epoch, purpose), into one seed, so that their random numbers are independent."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def draw_changes(count, seed, epoch):
-    """What is done to each sample in an epoch: flips, bool [N]; shifts and corners of hidden squares, int64 [N, 2]."""
+    """Draw each sample's augmentation in an epoch: flips, bool [N]; translations and cutout corners, int64 [N, 2]."""
     generator = torch.Generator().manual_seed(derived_seed(seed, 0, 1))
     flips = torch.randint(0, 2, (count,), generator=generator, dtype=torch.bool)
-    # Each image in turn as it is and mirrored: a flip drawn anew would repeat the last epoch's half of the time (Jordan
-    # 2024, arXiv:2404.00498).
+    # Each image alternates between the original and its mirror image: with independent flips, half of the images would
+    # look the same as in the previous epoch (Jordan 2024, arXiv:2404.00498).
     flips ^= epoch % 2 == 1
     generator.manual_seed(derived_seed(seed, epoch, 3))
     shifts = torch.randint(-MAX_SHIFT, MAX_SHIFT + 1, (count, 2), generator=generator)
@@ -31,9 +32,9 @@ def draw_changes(count, seed, epoch):
 
 
 def flip_and_shift(images, flips, shifts):
-    """Mirror the images for which `flips` (bool [N]) says so, then move each by `shifts` (int64 [N, 2]: down, right).
+    """Flip images horizontally where `flips` (bool [N]) is set, then translate by `shifts` (int64 [N, 2]: down, right).
 
-    uint8 [N, 3, H, W] in and out. What comes in from outside is the reflection of what is inside.
+    uint8 [N, 3, H, W] in and out. The border is filled by reflection.
     """
     count, _, height, width = images.shape
     rows = reflected(torch.arange(height, device=images.device) - shifts[:, :1], height)
@@ -44,8 +45,8 @@ def flip_and_shift(images, flips, shifts):
 
 
 def hide_square(images, corners):
-    """Images, uint8 [N, 3, H, W], with a grey square in each (DeVries & Taylor 2017, arXiv:1708.04552: cutout), whose
-    upper left pixels are `corners`, int64 [N, 2]: row, column."""
+    """Cutout (DeVries & Taylor 2017, arXiv:1708.04552): cover a square of each image, uint8 [N, 3, H, W], with grey.
+    `corners`, int64 [N, 2], gives its top left pixel: row, column."""
     inside = []
     for axis in (0, 1):
         places = torch.arange(images.shape[2 + axis], device=images.device) - corners[:, [axis]]
@@ -55,14 +56,14 @@ def hide_square(images, corners):
 
 
 def reflected(positions, size):
-    """Positions of less than `size` beyond the ends of [0, size), as a mirror on the first or last one sees them."""
+    """Reflect positions outside [0, size) back inside, at the first or last one; they must be less than `size` away."""
     positions = positions.abs()
     return torch.where(positions < size, positions, 2 * (size - 1) - positions)
 
 
 def draw_corruptions(count, shares, seed, epoch):
-    """What corrupts each sample in an epoch: kinds, int64 [N], an index into KINDS or len(KINDS) for none, and
-    strengths, float32 [N, 4], uniform from 0 to 1. `shares` is a dict from kind to its share of the samples."""
+    """Draw the corruption of each sample in an epoch: kinds, int64 [N], an index into KINDS or len(KINDS) for none, and
+    strengths, float32 [N, 4], uniform from 0 to 1. `shares` is a dict from a kind to its share of the samples."""
     generator = torch.Generator().manual_seed(derived_seed(seed, epoch, 5))
     limits = torch.tensor([shares.get(kind, 0.0) for kind in KINDS]).cumsum(dim=0)
     kinds = torch.searchsorted(limits, torch.rand(count, generator=generator), right=True)
@@ -70,7 +71,7 @@ def draw_corruptions(count, shares, seed, epoch):
 
 
 def corrupt(images, kinds, strengths, noise_seed):
-    """Images, uint8 [N, 3, H, W], each corrupted as its kind and strengths say: see draw_corruptions."""
+    """Corrupt each image, uint8 [N, 3, H, W], by its kind and strengths: see draw_corruptions."""
     generator = torch.Generator(images.device).manual_seed(noise_seed)
     result = images.clone()
     for number, change in enumerate(KINDS.values()):
@@ -81,17 +82,17 @@ def corrupt(images, kinds, strengths, noise_seed):
     return result
 
 
-# Each takes float32 images [N, 3, H, W] and strengths [4, N, 1, 1, 1], and may leave the range from 0 to 255.
+# Each takes float32 images [N, 3, H, W] and strengths [4, N, 1, 1, 1]. corrupt() clamps the results to 0 to 255.
 
 
 def add_noise(images, strengths, generator):
-    """Gaussian noise with a standard deviation of up to 50 grey levels, more often weak than strong."""
+    """Gaussian noise with a standard deviation of up to 50 grey levels, weak more often than strong."""
     noise = torch.randn(images.shape, generator=generator, device=images.device)
     return images + 50 * strengths[0] ** 1.5 * noise
 
 
 def blur(images, strengths, generator):
-    """Gaussian blur with a standard deviation of 0.3 to 2 pixels, as a product with a matrix from either side."""
+    """Gaussian blur with a standard deviation of 0.3 to 2 pixels, as a matrix product along columns and rows."""
     places = torch.arange(images.shape[2], device=images.device)
     squares = (places[:, None] - places).square()
     weights = torch.exp(-squares / (2 * (0.3 + 1.7 * strengths[0]) ** 2))
@@ -100,13 +101,13 @@ def blur(images, strengths, generator):
 
 
 def change_contrast(images, strengths, generator):
-    """A fifth to all of the contrast, and up to 40 grey levels brighter or darker."""
+    """Scale the contrast by 0.2 to 1, and change the brightness by up to 40 grey levels."""
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     return mean + (images - mean) * 0.2 ** strengths[0] + 40 * (2 * strengths[1] - 1)
 
 
 def warp(images, strengths, generator):
-    """Rotation by up to 35 degrees, zoom by a factor of up to 1.15, shear; what comes in from outside is mirrored."""
+    """Rotate by up to 35 degrees, zoom by a factor of up to 1.15, and shear; the border is filled by reflection."""
     angle, zoom, shear, _ = (2 * strengths[:, :, 0, 0, 0] - 1).unbind()
     angle, zoom = math.radians(35) * angle, 1.15**zoom
     first_row = torch.stack([zoom * angle.cos(), 0.2 * shear - zoom * angle.sin(), torch.zeros_like(angle)], dim=1)

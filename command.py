@@ -1,7 +1,7 @@
-"""How every command behaves: shared options, the machine, one line for a mistake, exit codes, signals.
+"""What all commands share: options, choice of device and precision, one-line error messages, exit codes, signals.
 
-A script that is run as a command calls start() before it imports anything large, and run_command(main) at its end.
-Importing this module, or any other of the project, changes nothing in the process.
+A script that is run as a command calls start() before it imports any large library, and run_command(main) at the end.
+Importing this module, or any other module of the project, has no side effects.
 """
 
 import argparse
@@ -22,22 +22,23 @@ from importlib import metadata
 from pathlib import Path
 
 DEFAULT_DATA_DIR = Path("data")
-LOCK = ".lock"  # the file by which a folder is held
-CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None  # before any thread is bound to one
+LOCK = ".lock"  # the lock file in a folder
+CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None  # read before threads are bound
 
 
 def start():
-    """Prepare the process of a command, before torch is imported: its threads, and a quiet answer to Ctrl-C."""
+    """Set up a command's process before torch is imported: bind its threads, print no traceback on Ctrl-C."""
     sys.excepthook = leave_quietly
     bind_threads()
 
 
 def bind_threads():
-    """Have each of PyTorch's threads keep to a core of its own, by what OpenMP reads when torch is imported.
+    """Bind each of PyTorch's threads to its own core, with variables that OpenMP reads when torch is imported.
 
-    The threads wait for each other many times a step, spinning. Where another program keeps a core busy, the system
-    would put two of them on one core, and one would wait for the other's turn to end. A setting of the user's wins; so
-    does a number of threads, since runs side by side would all be bound to the first cores.
+    Many times per step, the threads wait for each other in a busy loop. If another program keeps a core busy, the
+    system may put two of them on one core, where one has to wait for the other's time slice to end. The user's own
+    OpenMP or MKL settings take precedence, even a mere thread count: runs side by side would otherwise all be bound to
+    the first cores.
     """
     set_already = any(name.startswith(("OMP_", "GOMP_", "MKL_")) for name in os.environ)
     if sys.platform == "linux" and not set_already:
@@ -45,13 +46,13 @@ def bind_threads():
 
 
 def leave_quietly(kind, error, traceback):
-    """In place of sys.excepthook: no traceback for a Ctrl-C before run_command, or while another one is answered."""
+    """A sys.excepthook: no traceback for a Ctrl-C before run_command, or while an earlier one is being handled."""
     if not issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, traceback)
 
 
 class UserError(Exception):
-    """Something that the user can put right. Each argument is a line; the first says what is wrong and what to do."""
+    """An error that the user can fix. Each argument is a line; the first says what is wrong and what to do."""
 
     exit_code = 2
 
@@ -60,16 +61,16 @@ class UserError(Exception):
 
 
 class UsageError(UserError):
-    """Options that can't be used, or not together."""
+    """Options that are invalid, or can't be combined."""
 
 
 def printable(text):
-    """A text from outside (a file, a server, a path) that can't do anything to a terminal, in one line."""
+    """Text from outside (a file, a server, a path) as one line, its control characters escaped to protect terminals."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in str(text))
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaint is one line, without the usage in front of it."""
+    """An ArgumentParser that reports an error in one line, without the usage before it."""
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {printable(message)} (--help shows the options)\n")
@@ -80,7 +81,7 @@ def add_common_arguments(group):
         "--data-dir",
         type=Path,
         default=DEFAULT_DATA_DIR,
-        help="folder of CIFAR-10, extracted or as archive; fetched into it where there is none (default: %(default)s)",
+        help="folder with CIFAR-10, extracted or as the archive; downloaded if missing (default: %(default)s)",
     )
     group.add_argument(
         "--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, mps, ... (default: %(default)s)"
@@ -88,7 +89,7 @@ def add_common_arguments(group):
 
 
 def number(kind, low, high):
-    """A type for argparse: an int or float within bounds; nan is in none."""
+    """An argparse type: an int or a float from `low` to `high`; nan is rejected."""
 
     def parse(text):
         try:
@@ -105,13 +106,13 @@ def number(kind, low, high):
 
 def plain_name(text):
     if text in ("", "..") or text != Path(text).name or not text.isprintable():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a plain folder name; --out-dir says where it goes")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a plain folder name; --out-dir sets the folder around it")
     return text
 
 
 def expand(paths):
-    """Paths, with those that don't exist but are patterns (*, ?, [...]) replaced by what matches them: Windows' shells
-    leave that to the program."""
+    """Replace patterns (*, ?, [...]) by the paths that match them, because Windows shells leave that to the program.
+    Existing paths and patterns without a match are kept."""
     expanded = []
     for path in paths:
         matches = [] if os.path.lexists(path) else sorted(map(Path, glob.glob(str(path))))
@@ -120,7 +121,7 @@ def expand(paths):
 
 
 def read_bytes(path):
-    """A file's content. Raises OSError, also for a pipe or a device, which could keep one waiting for ever."""
+    """A file's content. Raises OSError, also for a pipe or a device, where reading could block forever."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise OSError(errno.EINVAL, "Not a regular file", str(path))
@@ -130,7 +131,7 @@ def read_bytes(path):
 
 @contextlib.contextmanager
 def naming(path):
-    """Give an OSError the name of its file: what fails while it is read or written doesn't say it."""
+    """Add the file name to an OSError, since one raised while reading or writing lacks it."""
     try:
         yield
     except OSError as error:
@@ -139,15 +140,16 @@ def naming(path):
 
 
 class InUseError(UserError):
-    """A folder that another process holds."""
+    """Another process is using the folder."""
 
 
 @contextlib.contextmanager
 def locked(folder, wait=""):
-    """Hold a folder against other processes that want it so, until the block or the process ends, however it ends.
+    """Lock a folder for the duration of the block, against other processes that do the same. The lock is released even
+    if this process is killed.
 
-    Where another has it, `wait`, a text, is printed while this one waits; raises InUseError if there is none. A file
-    system that has no locks is used without.
+    If another process holds the lock, print `wait` and wait for it; raise InUseError if `wait` is empty. If the file
+    system doesn't support locks, continue without one.
     """
     import filelock
 
@@ -157,13 +159,13 @@ def locked(folder, wait=""):
     except filelock.Timeout:
         if not wait:
             raise InUseError(
-                f"another process is writing to {folder}: wait for its end, or name another folder"
+                f"another process is writing to {folder}: wait until it ends, or choose another folder"
             ) from None
         print(wait, flush=True)
         lock.acquire()
     except (OSError, NotImplementedError) as error:
-        if getattr(error, "errno", None) not in (errno.EACCES, errno.EPERM, errno.EROFS):  # where none can write
-            print(f"Note: {folder} can't be locked ({error}), so start no second run there.", file=sys.stderr)
+        if getattr(error, "errno", None) not in (errno.EACCES, errno.EPERM, errno.EROFS):  # read-only: no lock needed
+            print(f"Note: {folder} can't be locked ({error}), so don't start a second run there.", file=sys.stderr)
     try:
         yield
     finally:
@@ -171,18 +173,18 @@ def locked(folder, wait=""):
 
 
 def choose_device(name):
-    """A torch.device that can be used here; raises UsageError for one that can't.
+    """Return the torch.device of that name; raises UsageError if it can't be used here.
 
-    GPUs that CUDA or ROCm drives are set to compute the same each time. A CPU does so by itself, with the same number
-    of threads.
+    On CUDA and ROCm GPUs, deterministic algorithms are turned on. CPUs are deterministic as they are, for a given
+    number of threads.
     """
     import torch
 
     if torch.cuda.is_available():
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS wants it for that
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # which takes time, and nothing reads it
-        if hasattr(torch.backends.cudnn, "conv"):  # fp32 is to mean fp32
+        torch.utils.deterministic.fill_uninitialized_memory = False  # slow, and never read here
+        if hasattr(torch.backends.cudnn, "conv"):  # fp32 should mean fp32, not TF32
             torch.backends.cudnn.conv.fp32_precision = "ieee"
         else:  # PyTorch before 2.9
             torch.backends.cudnn.allow_tf32 = False
@@ -192,17 +194,17 @@ def choose_device(name):
     if reason := why_unusable(name):
         if not automatic:
             raise UsageError(f"--device {name} can't be used here: {reason}")
-        print(f"Note: the GPU can't be used, so the CPU is: {reason}", file=sys.stderr)
+        print(f"Note: running on the CPU, because the GPU can't be used: {reason}", file=sys.stderr)
         name = "cpu"
     device = torch.device(name)
     if device.type != "cpu" and CORES:
-        os.sched_setaffinity(0, CORES)  # its threads don't wait for each other
+        os.sched_setaffinity(0, CORES)  # undo bind_threads: with a GPU, CPU threads don't wait for each other
     return device
 
 
 def why_unusable(device):
-    """Why nothing can be computed on a device, in a line; None where it can. A driver or a GPU that is too old for this
-    PyTorch is often found only by trying."""
+    """Why a device can't be used, in one line, or None if it can. Computes something on it, since a driver or GPU that
+    is too old for this PyTorch often fails only then."""
     import torch
 
     try:
@@ -213,7 +215,7 @@ def why_unusable(device):
 
 
 def choose_precision(name, device):
-    """The precision to train in, bf16 or fp32: auto takes bf16 only where it is native, since emulated it is slow."""
+    """The training precision, bf16 or fp32. "auto" means bf16 only where it is native, since emulation is slow."""
     import torch
 
     if name != "auto":
@@ -237,10 +239,10 @@ def describe_device(device):
 
 
 def describe_environment(device, precision="auto", compile=False, before=None):
-    """What the bits of a training depend on besides its recipe, as a dict.
+    """Everything besides the recipe that determines the bits of a training run, as a dict.
 
-    `before` is that of the epochs before, where a run goes on: it decides what "auto" precision is, any other
-    difference is printed.
+    When a run is resumed, `before` is the environment of its earlier epochs: it decides what "auto" precision means,
+    and any other difference is printed.
     """
     import torch
 
@@ -253,7 +255,7 @@ def describe_environment(device, precision="auto", compile=False, before=None):
         "threads": torch.get_num_threads(),
         "compile": compile,
     }
-    if before and (before := {"compile": False} | before) != environment:  # older checkpoints don't say it
+    if before and (before := {"compile": False} | before) != environment:  # older checkpoints lack it
         changed = [name for name, value in environment.items() if value != before.get(name)]
         changes = ", ".join(f"{name} changed from {before.get(name)} to {environment[name]}" for name in changed)
         print(f"Note: {changes}, so results won't be bit-identical to those of an uninterrupted run.")
@@ -261,7 +263,7 @@ def describe_environment(device, precision="auto", compile=False, before=None):
 
 
 def compiled(function):
-    """torch.compile(function), which raises UsageError where it can't be compiled, as without a C++ compiler."""
+    """torch.compile(function), which raises UsageError if compilation fails, for example without a C++ compiler."""
     import torch
 
     fast = torch.compile(function)
@@ -280,15 +282,15 @@ def compiled(function):
 
 @contextlib.contextmanager
 def explaining_how_to_go_on(is_resumable):
-    """However the block ends before its time, say by which command the run goes on, if is_resumable() says that it can.
-    A mistake of the user's says itself what to do."""
+    """If the block is interrupted or fails, print the command that resumes the run, provided that is_resumable().
+    A UserError already says what to do."""
     try:
         yield
     except UserError:
         raise
     except BaseException as error:
         if is_resumable():
-            print(f"\nStopped. Go on with:\n  {resume_command()}", file=sys.stderr)
+            print(f"\nStopped. Resume with:\n  {resume_command()}", file=sys.stderr)
         elif isinstance(error, KeyboardInterrupt):
             print("\nStopped. No epoch is complete yet: start again with the same command.", file=sys.stderr)
         raise
@@ -301,7 +303,7 @@ def resume_command():
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which is to end a program as tidily as Ctrl-C does."""
+    """Raised on SIGTERM, so that the program exits as cleanly as on Ctrl-C."""
 
 
 def raise_terminated(signal_number, frame):
@@ -313,29 +315,29 @@ def print_error(error):
 
 
 def is_out_of_memory(error):
-    """PyTorch has no class of its own for it on CPUs and Apple's GPUs."""
+    """Checks the message too, since PyTorch has no exception class for it on CPUs and Apple GPUs."""
     phrases = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)
 
 
 def run_command(main):
-    """Call main() and return the exit code: 2 for a mistake of the user's, in one line; 130 and 143 for signals."""
+    """Call main() and return the exit code: 2 for an error, reported in one line; 130 for Ctrl-C, 143 for SIGTERM."""
     signal.signal(signal.SIGTERM, raise_terminated)
     prepare_output()
     keep_freed_memory()
     try:
         code = main() or 0
-        sys.stdout.flush()  # so that a full disk or a closed pipe is met here
+        sys.stdout.flush()  # so that a full disk or a closed pipe raises here
         return code
     except UserError as error:
         print_error(error)
         return error.exit_code
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
-            print_error("out of memory: end other programs, or train a smaller model or with a smaller --batch-size")
-        elif "torchvision::" in str(error):  # its import failed
+            print_error("out of memory: close other programs, train a smaller model, or reduce --batch-size")
+        elif "torchvision::" in str(error):  # importing torchvision failed
             installed = " and ".join(f"{name} {metadata.version(name)}" for name in ("torchvision", "torch"))
-            print_error(f"{installed} don't fit: pip install --force-reinstall torch torchvision")
+            print_error(f"{installed} are incompatible: pip install --force-reinstall torch torchvision")
         else:
             raise
     except OSError as error:
@@ -348,7 +350,7 @@ def run_command(main):
 
 
 def prepare_output():
-    """Have nothing that is printed raise an error for a stream that isn't there, or can't encode a character."""
+    """Make sure that printing never fails because a stream is missing or can't encode a character."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -360,7 +362,7 @@ def prepare_output():
 
 
 class Terminal:
-    """A stream to a terminal. Once that is gone, what a program in the background prints is dropped."""
+    """A stream to a terminal that drops output once the terminal is closed, so that a background run continues."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -379,8 +381,8 @@ class Terminal:
 
 
 def keep_freed_memory():
-    """Have glibc use freed memory again, however much it is. By itself it returns all above 32 MB to the kernel, which
-    then zeroes it anew, page by page, in every step with a large batch. Other C libraries know no such setting."""
+    """Make glibc reuse freed memory of any size. By default it returns blocks above 32 MB to the kernel, which zeroes
+    them again, page by page, in every step with a large batch. A no-op with other C libraries."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-4, 0)  # M_MMAP_MAX
@@ -388,6 +390,6 @@ def keep_freed_memory():
 
 
 def drop_output():
-    """Send what is still to be printed nowhere: Python would try it again at its end, and fail again."""
+    """Discard output that is still buffered: Python would try to print it again at exit, and fail again."""
     with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())

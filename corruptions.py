@@ -1,9 +1,9 @@
-"""Corruptions: how test images are changed to measure robustness, by which amounts, and what that is called.
+"""Corruptions of test images, to measure robustness: functions, amounts and labels.
 
-A new one is a function and an entry in CORRUPTIONS. They are chosen after Hendrycks & Dietterich 2019
-(arXiv:1903.12261), whose fifteen CIFAR-10-C has.
+A new one is a function and an entry in CORRUPTIONS. The selection follows Hendrycks & Dietterich 2019
+(arXiv:1903.12261), whose fifteen corruptions make up CIFAR-10-C.
 
-torchvision is imported by the functions that use it: it takes as long to import as all the rest.
+torchvision is imported inside functions: it takes as long to import as everything else.
 """
 
 import io
@@ -15,19 +15,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-MARGIN = 8  # pixels by which images are continued outwards, as a mirror would, before they are moved or turned
+MARGIN = 8  # pixels of reflection padding around images that are translated or rotated
 
 
 def shifted(images, down, right):
-    """Move images, uint8 [N, 3, 32, 32], by up to MARGIN pixels; the edges are padded by reflection."""
+    """Translate images, uint8 [N, 3, 32, 32], by up to MARGIN pixels; the border is filled by reflection."""
     from torchvision.transforms.v2.functional import crop, pad
 
     return crop(pad(images, [MARGIN], padding_mode="reflect"), MARGIN - down, MARGIN - right, *images.shape[2:])
 
 
 def rotated(images, degrees):
-    """Turn images, uint8 [N, 3, 32, 32], counter-clockwise about their centre, with bilinear interpolation; what comes
-    in at the corners is padded by reflection (MARGIN is enough for any angle)."""
+    """Rotate images, uint8 [N, 3, 32, 32], counter-clockwise about their centre, with bilinear interpolation; the
+    corners are filled by reflection (MARGIN is enough for any angle)."""
     from torchvision.transforms.v2.functional import InterpolationMode, center_crop, pad, rotate
 
     padded = pad(images, [MARGIN], padding_mode="reflect")
@@ -35,13 +35,13 @@ def rotated(images, degrees):
 
 
 def noisy(images, deviation):
-    """Add Gaussian noise of that standard deviation, in pixel units, the same at every call, to images, uint8."""
+    """Add Gaussian noise with that standard deviation, in grey levels, to uint8 images; the same in every call."""
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images.device)
     return (images + deviation * noise).round().clamp(0, 255).to(torch.uint8)
 
 
 def blurred(images, deviation):
-    """Blur images, uint8 [N, 3, H, W], by a Gaussian of that standard deviation in pixels."""
+    """Blur images, uint8 [N, 3, H, W], with a Gaussian of that standard deviation, in pixels."""
     from torchvision.transforms.v2.functional import gaussian_blur
 
     side = 2 * math.ceil(3 * deviation) + 1
@@ -49,14 +49,14 @@ def blurred(images, deviation):
 
 
 def without_contrast(images, share):
-    """Move the pixels of images, uint8 [N, 3, H, W], by that share of the way to their image's mean grey."""
+    """Move all pixels of images, uint8 [N, 3, H, W], that share of the way to the mean grey level of their image."""
     from torchvision.transforms.v2.functional import adjust_contrast
 
     return adjust_contrast(images, 1 - share)
 
 
 def compressed(images, loss):
-    """Compress images, uint8 [N, 3, H, W], as JPEG of the quality 100 - `loss`, and read them again."""
+    """Compress images, uint8 [N, 3, H, W], as JPEG with a quality of 100 - `loss`, and decode them again."""
     pixels = []
     for image in images.permute(0, 2, 3, 1).cpu().numpy():
         file = io.BytesIO()
@@ -66,9 +66,9 @@ def compressed(images, loss):
 
 
 class Corruption(NamedTuple):
-    """apply(images, amount) -> list of uint8 [N, 3, H, W]: one for each direction in which that amount can go."""
+    """apply(images, amount) -> list of uint8 [N, 3, H, W], one for each direction: a shift has four, noise has one."""
 
-    label: str  # of the amounts
+    label: str  # what the amounts are, for figures
     amounts: tuple[float, ...]
     apply: Callable[[torch.Tensor, float], list[torch.Tensor]]
 
@@ -94,12 +94,12 @@ CORRUPTIONS = {
 
 
 def label(kind):
-    """What the amounts of a corruption are; its name for one that isn't known here."""
+    """The label of a corruption's amounts, or its name if it is unknown here."""
     return CORRUPTIONS[kind].label if kind in CORRUPTIONS else kind
 
 
 def format_amount(kind, amount):
-    """An amount as a reader expects it; JPEG's is what its quality lacks to 100."""
+    """An amount as text for readers: for JPEG the quality, of which the amount is the difference from 100."""
     if kind == "jpeg":
         return f"{100 - amount:g}" if amount else "none"
     return f"{amount:g}"

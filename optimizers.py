@@ -1,4 +1,4 @@
-"""How the weights are moved: the optimisers, their state in a checkpoint, the schedule of the learning rate."""
+"""The optimisers, their state in a checkpoint, and the learning-rate schedule."""
 
 import math
 
@@ -8,14 +8,15 @@ from torch import nn
 import runs
 from recipe import Recipe
 
-MOMENTUM, KERNELS_MOMENTUM = 0.85, 0.6  # with Muon
-# The learning rates with Muon, as multiples of the recipe's; those of SGD for an image in the batch, since their steps
-# grow with the gradient, Muon's don't. "biases" are those of batch normalisation alone: others would oscillate.
+MOMENTUM, KERNELS_MOMENTUM = 0.85, 0.6  # with --optimizer muon
+# Learning rates with --optimizer muon, as multiples of the recipe's. "biases" and "rest" are trained with SGD, whose
+# steps grow with the gradient, unlike Muon's: their factors are per image of the batch. "biases" are only those of
+# batch normalisation: others would oscillate.
 FACTORS = {"kernels": 1.0, "biases": 320 / 1024, "rest": 0.06 / 1024}
 
 
 def make_optimizer(model, recipe: Recipe):
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), one kernel for all parameters; or Muon."""
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), fused for speed, or Muon."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     if recipe.optimizer == "adamw":
         groups = [{"params": weights, "factor": 1.0}]
@@ -29,18 +30,18 @@ def make_optimizer(model, recipe: Recipe):
         factor = FACTORS[part] * (1 if part == "kernels" else recipe.batch_size)
         group = {"params": params, "factor": factor, "lr": factor * recipe.learning_rate}
         group["momentum"] = KERNELS_MOMENTUM if part == "kernels" else MOMENTUM
-        # Kernels, whose norm is kept, don't decay. All others do alike, whatever their rate.
+        # No weight decay for kernels, whose norm is fixed; the same for all others, whatever their learning rate.
         group["weight_decay"] = 0.0 if part == "kernels" else recipe.weight_decay / factor
         groups += [group] if params else []
     return Muon(groups, momentum=MOMENTUM, nesterov=True, fused=True)
 
 
 class Muon(torch.optim.SGD):
-    """SGD with Nesterov momentum, but with orthogonal steps for the kernels of convolutions (Jordan et al. 2024,
-    https://kellerjordan.github.io/posts/muon/; PyTorch's own takes no convolutions).
+    """SGD with Nesterov momentum, but with orthogonalised steps for convolution kernels (Jordan et al. 2024,
+    https://kellerjordan.github.io/posts/muon/; PyTorch's own Muon doesn't support convolutions).
 
-    A layer's kernels are a matrix [out, in * height * width] whose norm is set to sqrt(out) before each step. The step
-    is the learning rate times what the momentum becomes when all its singular values are set to about 1: no direction
+    A layer's kernels form a matrix [out, in * height * width], whose norm is set to sqrt(out) before each step. The
+    step is the learning rate times the momentum with all its singular values set to about 1, so that no direction
     dominates.
     """
 
@@ -57,13 +58,13 @@ class Muon(torch.optim.SGD):
                     momentum = weight.grad.add(buffer, alpha=group["momentum"])
                     step = orthogonalised(momentum.flatten(1)).reshape_as(weight)
                     weight.mul_(math.sqrt(len(weight)) / weight.norm()).sub_(step * group["lr"])
-                    weight.grad = None  # SGD leaves out what has no gradient
+                    weight.grad = None  # SGD skips weights without a gradient
         super().step()
 
 
 def orthogonalised(matrix):
-    """A matrix with the singular vectors of a given one and singular values of about 1, unless they were tiny, by three
-    steps of the Newton-Schulz iteration with Jordan's coefficients."""
+    """Set a matrix's singular values to about 1, except for tiny ones, and keep its singular vectors, by three steps of
+    the Newton-Schulz iteration with Jordan's coefficients."""
     wide = len(matrix) <= matrix.shape[1]
     result = (matrix if wide else matrix.T) / (matrix.norm() + 1e-7)
     for _ in range(3):
@@ -73,9 +74,9 @@ def orthogonalised(matrix):
 
 
 def load_optimizer(optimizer, saved, path):
-    """Take over what it has gathered, not its settings, which are the recipe's; raises CheckpointError.
+    """Restore an optimiser's state, but not its settings, which come from the recipe; raises CheckpointError.
 
-    A weight that no step has moved, since the network doesn't use it, has no state.
+    A weight that was never updated, because the network doesn't use it, has no state.
     """
     weights = dict(enumerate(weight for group in optimizer.param_groups for weight in group["params"]))
     states = saved.get("state")
@@ -86,7 +87,7 @@ def load_optimizer(optimizer, saved, path):
 
 
 def is_state_of(optimizer, weight, state):
-    """Whether a value is what an optimiser gathers for a weight."""
+    """Whether a value is a valid optimiser state for a weight."""
     if isinstance(optimizer, Muon):
         shapes = {"momentum_buffer": weight.shape}
     else:
@@ -96,14 +97,14 @@ def is_state_of(optimizer, weight, state):
 
 
 def set_learning_rate(optimizer, learning_rate):
-    """Let the next steps use a learning rate of the recipe, or its multiple for each group of weights."""
+    """Set the learning rate of the next steps, multiplied by the factor of each parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = group["factor"] * learning_rate
 
 
 def learning_rate_at(step, total_steps, recipe: Recipe):
-    """The learning rate of a step, counted from 0, if all epochs have as many steps as the present one: no state that a
-    resume could lose."""
+    """The learning rate of a step, counted from 0, as if all epochs had as many steps as the current one. It is
+    stateless, so that a resume loses nothing."""
     if recipe.schedule == "linear":
         return recipe.learning_rate * (1 - step / total_steps)
     return recipe.learning_rate

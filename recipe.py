@@ -1,4 +1,4 @@
-"""How a network is trained: the settings of a training, their defaults, limits and options."""
+"""The recipe of a training run: its settings, their defaults, limits and command-line options."""
 
 import argparse
 import dataclasses
@@ -7,7 +7,7 @@ import reprlib
 import command
 from augmentation import KINDS
 
-# What the numbers may be: their type, the lowest and the highest.
+# Numeric settings: type, minimum and maximum.
 LIMITS = {
     "epochs": (int, 1, 10**6),
     "learning_rate": (float, 1e-12, 1e12),
@@ -23,10 +23,10 @@ CHOICES = {"optimizer": ("adamw", "muon"), "schedule": ("constant", "linear")}
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The settings of a training, as they stand in checkpoints and metrics.json; train.py's options have their names.
+    """The settings of a training run, as saved in checkpoints and metrics.json; train.py's options have the same names.
 
-    The defaults are the exercise's; they are also what a checkpoint means that is older than a field. Raises ValueError
-    or TypeError for what the options wouldn't allow.
+    The defaults are the exercise's; they are also used for fields that an older checkpoint lacks. Raises ValueError or
+    TypeError for values that the options wouldn't allow.
     """
 
     epochs: int = 80
@@ -34,9 +34,9 @@ class Recipe:
     batch_size: int = 32
     optimizer: str = "adamw"
     weight_decay: float = 0.01
-    target_loss: float | None = None  # a validation loss that ends the training
+    target_loss: float | None = None  # stop at this validation loss
     augment: bool = False
-    corrupt: str = ""  # shares of the training images by kind of corruption: "noise=0.3,blur=0.1"
+    corrupt: str = ""  # share of the training images for each kind of corruption: "noise=0.3,blur=0.1"
     label_smoothing: float = 0.0
     skip_easy: float = 0.0  # the share of the training images that counts as easy
     schedule: str = "constant"  # of the learning rate
@@ -56,7 +56,7 @@ class Recipe:
 
 
 def parse_shares(text):
-    """The shares of Recipe.corrupt, "KIND=SHARE,...", as a dict; raises ValueError where they are none."""
+    """Parse Recipe.corrupt, "KIND=SHARE,...", into a dict; raises ValueError if it is invalid."""
     try:
         shares = {kind: float(share) for kind, share in (part.split("=") for part in text.split(",") if text)}
         possible = all(share > 0 for share in shares.values()) and sum(shares.values()) <= 1
@@ -65,23 +65,24 @@ def parse_shares(text):
     if not possible or not shares.keys() <= KINDS.keys() or len(shares) < text.count("="):
         kinds = ", ".join(KINDS)
         raise ValueError(
-            f"corrupt {reprlib.repr(text)} is not like noise=0.2,blur=0.1: kinds {kinds}; shares of 1 at most"
+            f"corrupt {reprlib.repr(text)} should look like noise=0.2,blur=0.1, with kinds from {kinds} and "
+            "shares that sum to 1 at most"
         )
     return shares
 
 
 def add_options(parser):
-    """Add an option for each setting. One that isn't given is missing among the parsed arguments: given_settings."""
+    """Add an option for each setting. Options not given are absent from the parsed arguments: see given_settings."""
 
-    def option(name, help, **how):
+    def option(name, help, **kwargs):
         default = getattr(Recipe, name)
         default = "off" if default is None or default is False or default == "" else default
         if name in LIMITS:
-            how = {"type": command.number(*LIMITS[name])} | how
+            kwargs = {"type": command.number(*LIMITS[name])} | kwargs
         if name in CHOICES:
-            how = {"choices": CHOICES[name]}
+            kwargs = {"choices": CHOICES[name]}
         group.add_argument(
-            f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=f"{help} (default: {default})", **how
+            f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=f"{help} (default: {default})", **kwargs
         )
 
     def loss_or_off(text):
@@ -96,31 +97,33 @@ def add_options(parser):
 
     group = parser.add_argument_group("recipe", "the defaults are the exercise's")
     option("epochs", "passes over the training split")
-    option("optimizer", "muon: orthogonal steps for the kernels of convolutions, SGD for all else")
-    option("learning_rate", "the optimiser's step size; with muon, in the norm of a kernel")
+    option("optimizer", "muon: orthogonalised steps for convolution kernels, SGD for all other weights")
+    option("learning_rate", "step size of the optimiser; with muon, relative to the norm of a kernel")
     option("batch_size", "images per step")
     option(
         "weight_decay",
-        "share of the weights that a step takes off, times the learning rate; with muon, none of kernels, and through "
-        "the momentum, in the long run, seven times as much of all else",
+        "each step shrinks the weights by this share, times the learning rate; with muon, kernels don't decay, and "
+        "momentum makes all other weights decay seven times as fast in the long run",
     )
-    option("target_loss", "stop once the validation loss is as low; off lifts it on --resume", type=loss_or_off)
-    option("augment", "mirror each training image in every other epoch, shift it, hide a square", action="store_true")
+    option("target_loss", "stop once the validation loss is this low; off removes it on --resume", type=loss_or_off)
+    option(
+        "augment", "flip each training image in every other epoch, translate it, cut out a square", action="store_true"
+    )
     option(
         "corrupt",
-        f"corrupt shares of the training images, by kind of corruption ({', '.join(KINDS)})",
+        f"corrupt these shares of the training images; kinds: {', '.join(KINDS)}",
         type=shares,
         metavar="KIND=SHARE,...",
     )
-    option("label_smoothing", "share of the target spread over all classes")
+    option("label_smoothing", "share of the target probability that is spread over all classes")
     option(
         "skip_easy",
-        "share of the training images, those with the lowest recent losses, that only every third epoch visits",
+        "visit this share of the training images, those with the lowest recent losses, only in every third epoch",
     )
-    option("schedule", "of the learning rate; linear: down to 0")
-    option("seed", "of weights, batch order, dropout and augmentation")
+    option("schedule", "learning-rate schedule; linear: decay to 0")
+    option("seed", "random seed for weights, batch order, dropout and augmentation")
 
 
 def given_settings(arguments):
-    """The settings whose options were given, as a dict."""
+    """The settings that were given as options, as a dict."""
     return {name: value for name, value in vars(arguments).items() if name in Recipe.__annotations__}

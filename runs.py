@@ -1,4 +1,4 @@
-"""A run folder: its files' names, whole-or-nothing writing, checkpoints, and how a run goes on after a stop."""
+"""The run folder: file names, atomic writes, checkpoints, and resuming a run."""
 
 import contextlib
 import csv
@@ -23,7 +23,7 @@ from recipe import Recipe
 
 DEFAULT_OUT_DIR = {"cifar10": Path("outs/exercise_04"), "digits": Path("outs/digits")}
 
-# The files of a run folder.
+# Files in a run folder.
 BEST = "best.pt"
 LAST = "last.pt"
 HISTORY = "history.csv"
@@ -33,12 +33,12 @@ LOSS_PLOT = "loss_plot.png"
 CONFUSION_MATRIX = "confusion_matrix_{}.png"
 METRIC_TABLE = "metrics_{}.png"
 CALIBRATION = "calibration.png"
-MISTAKES = "mistakes.npz"  # this and the following hold what the picture of the same name shows
+MISTAKES = "mistakes.npz"  # this and the next three hold what the picture of the same name shows
 RANDOM = "random_predictions.npz"
 FILTERS = "filters.npz"
 INSIDE = "inside.npz"
 SHOWN = (MISTAKES, RANDOM, FILTERS, INSIDE)
-# The files of the folder that holds the runs.
+# Files in the folder that contains the run folders.
 COMPARISON = "comparison.csv"
 CALIBRATIONS = "calibrations.csv"
 RECALL = "recall.csv"
@@ -56,11 +56,11 @@ HISTORY_COLUMNS = (
     "seconds",
 )
 FORMAT_VERSION = 1  # of checkpoints
-FORMER_SETTING = ("cutout", 0)  # an option that is gone: older checkpoints that didn't use it still load
+FORMER_SETTING = ("cutout", 0)  # a removed option: older checkpoints that didn't use it still load
 
 
 class ResultsError(command.UserError):
-    """A file of results that is damaged."""
+    """A results file that is damaged."""
 
 
 class CheckpointError(command.UserError):
@@ -69,19 +69,19 @@ class CheckpointError(command.UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A training: what its checkpoints say besides weights and epochs. `id` tells it from all others."""
+    """A training run: what its checkpoints hold besides weights and epochs. `id` is unique."""
 
     folder: Path
     model: str
     dataset: str
     recipe: Recipe
-    environment: dict  # of command.describe_environment
+    environment: dict  # from command.describe_environment
     id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
 
 @dataclasses.dataclass
 class Checkpoint:
-    """What best.pt and last.pt hold; the last three fields only last.pt, which alone can be resumed from."""
+    """The content of best.pt and last.pt. Only last.pt has the last three fields, which resuming needs."""
 
     model: str
     dataset: str
@@ -90,49 +90,49 @@ class Checkpoint:
     recipe: Recipe  # "settings" in the file, as a dict
     split_seed: int
     environment: dict
-    seconds: float  # of training, up to this epoch
+    seconds: float  # training time up to this epoch
     weights: dict
-    run_id: str = ""  # older checkpoints have none
+    run_id: str = ""  # missing in older checkpoints
     optimizer: dict | None = None
     history: list | None = None  # the rows of history.csv
     image_losses: torch.Tensor | None = None  # float32 [N]: see train.train_epoch
 
     def without_state(self):
-        """The same for best.pt: nothing that only a resumed training needs."""
+        """A copy for best.pt, without the fields that only resuming needs."""
         return dataclasses.replace(self, optimizer=None, history=None, image_losses=None)
 
 
-# The folder.
+# The run folder.
 
 
 def pictures_of_a_run():
-    """The names of the pictures that draw_run draws."""
+    """The file names of the pictures that plots.draw_run draws."""
     by_split = [name.format(split) for split in SPLITS for name in (CONFUSION_MATRIX, METRIC_TABLE)]
     return [LOSS_PLOT, *by_split, CALIBRATION, *(Path(name).with_suffix(".png").name for name in SHOWN)]
 
 
 def make_folder(folder):
-    """Make a folder that is going to be written to; raises UsageError where it can't be."""
+    """Create a folder if necessary; raises UsageError if it can't be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise command.UsageError(f"the folder {folder} can't be written: {error.strerror}") from error
+        raise command.UsageError(f"the folder {folder} can't be written to: {error.strerror}") from error
 
 
 @contextlib.contextmanager
 def claim_folder(folder):
-    """Make the run folder and hold it against a second run; raises UsageError or InUseError before any work is done."""
+    """Create the run folder and lock it against other runs; raises UsageError or InUseError before any work is done."""
     make_folder(folder)
     with command.locked(folder):
         for name in (*pictures_of_a_run(), BEST, LAST, HISTORY, METRICS, PREDICTIONS, *SHOWN):
-            temporary_path(folder / name).unlink(missing_ok=True)  # of a run that was killed while it wrote
+            temporary_path(folder / name).unlink(missing_ok=True)  # left by a run that was killed while writing
         yield
 
 
 def remove_former_run(folder):
-    """Remove what belongs to the run that this one replaces, except for the files that are about to be replaced."""
+    """Remove the files of the run that this one replaces, except for those that are about to be overwritten."""
     for name in (*pictures_of_a_run(), PREDICTIONS, *SHOWN, LAST):
         (folder / name).unlink(missing_ok=True)
 
@@ -141,9 +141,9 @@ def remove_former_run(folder):
 
 
 def write_atomically(path, content):
-    """Write bytes so that `path` holds either its former content or all of the new one, whenever the program dies.
+    """Write bytes so that `path` holds either its old content or all of the new one, even if the program is killed.
 
-    Raises OSError (full disk, no permission); the former content then stays, and no temporary file is left.
+    Raises OSError (full disk, no permission); the old content is kept then, and no temporary file is left.
     """
     temporary = temporary_path(path)
     try:
@@ -154,13 +154,13 @@ def write_atomically(path, content):
         replace(temporary, path)
     except BaseException as error:
         if isinstance(error, OSError):
-            error.filename = str(path)  # not the temporary file's, or none
+            error.filename = str(path)  # instead of the temporary file, or None
         temporary.unlink(missing_ok=True)
         raise
 
 
 def replace(temporary, path):
-    """os.replace, tried for some seconds: on Windows it fails while another program, a virus scanner for example, has
+    """os.replace, retried for some seconds: on Windows it fails while another program, such as a virus scanner, has
     the file open."""
     for _ in range(20):
         try:
@@ -175,7 +175,7 @@ def temporary_path(path):
 
 
 def csv_bytes(rows):
-    """A list of dicts with the same keys as CSV; floats in full, so that nothing is lost."""
+    """Format a list of dicts with the same keys as CSV, with floats in full precision."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=rows[0].keys(), lineterminator="\n")
     writer.writeheader()
@@ -184,15 +184,15 @@ def csv_bytes(rows):
 
 
 def write_arrays(path, **arrays):
-    """NumPy arrays by name as a compressed .npz file, the same bytes for the same arrays."""
+    """Write named NumPy arrays to a compressed .npz file; the same arrays give the same bytes."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_atomically(path, buffer.getvalue())
 
 
 def read_rows(path, *columns, numbers=()):
-    """A CSV file that has those columns as a list of at least one dict from column to text, to float for `numbers`.
-    Raises ResultsError."""
+    """Read a CSV file into a list of dicts from column to text, or to float for the columns in `numbers`. Raises
+    ResultsError if the file is damaged, has no rows, or lacks one of the columns."""
     try:
         rows = list(csv.DictReader(io.StringIO(command.read_bytes(path).decode(), newline="")))
         if rows and all(None not in row and None not in row.values() and row.keys() >= {*columns} for row in rows):
@@ -222,11 +222,11 @@ def read_metrics(folder):
 
 
 def read_arrays(path, *names):
-    """The arrays of those names in an .npz file, as a list."""
+    """The named arrays of an .npz file, as a list."""
     try:
         with np.load(io.BytesIO(command.read_bytes(path))) as saved:
             return [saved[name] for name in names]
-    except Exception as error:  # NumPy, zipfile and zlib raise anything for a damaged file
+    except Exception as error:  # NumPy, zipfile and zlib can raise anything for a damaged file
         if isinstance(error, OSError):
             raise
         raise ResultsError(f"{path} is damaged") from error
@@ -239,9 +239,9 @@ def read_blocks(path):
 
 
 def recipe_of(settings):
-    """The Recipe whose fields a file holds; raises TypeError or ValueError where they are none of its.
+    """The Recipe from the settings saved in a file; raises TypeError or ValueError if they are invalid.
 
-    Older files lack the newer fields, which get their defaults.
+    Older files lack newer settings, which get their defaults.
     """
     return Recipe(**{name: value for name, value in settings.items() if (name, value) != FORMER_SETTING})
 
@@ -250,7 +250,7 @@ def recipe_of(settings):
 
 
 def save_checkpoint(path, checkpoint: Checkpoint):
-    """Write a checkpoint as a dict of plain tensors, numbers, strings, lists and dicts, by torch.save."""
+    """Write a checkpoint with torch.save, as a dict of plain tensors, numbers, strings, lists and dicts."""
     content = {name: value for name, value in vars(checkpoint).items() if value is not None}
     content["settings"] = dataclasses.asdict(content.pop("recipe"))
     buffer = io.BytesIO()
@@ -259,16 +259,16 @@ def save_checkpoint(path, checkpoint: Checkpoint):
 
 
 def load_checkpoint(path) -> Checkpoint:
-    """What save_checkpoint wrote, its tensors on the CPU; runs no code from the file.
+    """Read what save_checkpoint wrote, with tensors on the CPU; runs no code from the file.
 
-    Raises OSError where the file can't be read, CheckpointError where it is damaged, foreign or of another version.
+    Raises OSError if the file can't be read, CheckpointError if it is damaged, not a checkpoint, or of another version.
     """
     content = command.read_bytes(path)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             damaged = archive.testzip()  # torch.load checks no checksums
         saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # zipfile and the unpickler raise anything, also for objects that weights_only refuses
+    except Exception as error:  # zipfile and the unpickler can raise anything, also for what weights_only rejects
         if command.is_out_of_memory(error):
             raise
         raise CheckpointError(f"{path} is damaged, or is not a checkpoint of this project") from error
@@ -284,19 +284,19 @@ def load_checkpoint(path) -> Checkpoint:
     try:
         recipe = recipe_of(saved.pop("settings"))
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} has impossible settings: {error}") from error
+        raise CheckpointError(f"{path} has invalid settings: {error}") from error
     return Checkpoint(recipe=recipe, **saved)
 
 
 def check_fields(path, saved):
-    """Raise CheckpointError unless a checkpoint's dict has the expected entries, each with a possible value."""
+    """Raise CheckpointError unless a checkpoint's dict has the expected entries, all with valid values."""
     expected = set(POSSIBLE) if STATE & saved.keys() else set(POSSIBLE) - STATE
     if wrong := sorted(map(str, (expected ^ saved.keys()) - {"run_id"})):
         raise CheckpointError(f"{path} has missing or unknown entries: {', '.join(wrong)}")
     if wrong := [name for name, value in saved.items() if not POSSIBLE[name](value)]:
-        raise CheckpointError(f"{path} has impossible values: {', '.join(wrong)}")
+        raise CheckpointError(f"{path} has invalid values: {', '.join(wrong)}")
     if "history" in saved and [row["epoch"] for row in saved["history"]] != [*range(1, saved["epoch"] + 1)]:
-        raise CheckpointError(f"{path} has a history of other epochs")
+        raise CheckpointError(f"{path} has a history that doesn't match its epoch")
 
 
 def is_whole_number(value, low, high):
@@ -304,7 +304,7 @@ def is_whole_number(value, low, high):
 
 
 def is_number(value):
-    return isinstance(value, (int, float)) and abs(value) < 1e300  # neither nan nor a whole number that no float holds
+    return isinstance(value, (int, float)) and abs(value) < 1e300  # neither nan nor an int too large for a float
 
 
 def is_text(value):
@@ -319,7 +319,7 @@ def is_environment(value):
 
 
 def is_row(row):
-    """Whether a value is an epoch's row of the history."""
+    """Whether a value is a row of the history, for one epoch."""
     return isinstance(row, dict) and row.keys() == set(HISTORY_COLUMNS) and all(map(is_number, row.values()))
 
 
@@ -327,8 +327,8 @@ def is_plain_tensor(value):
     return isinstance(value, torch.Tensor) and value.layout == torch.strided
 
 
-# What the entries of a checkpoint can be. Whether weights and optimiser state fit, the network and the optimiser know;
-# whether there is such a data set, data.py.
+# Checks for the entries of a checkpoint. models.py checks whether the weights fit the network, optimizers.py whether
+# the optimiser's state fits, data.py whether the data set exists.
 POSSIBLE = {
     "model": is_text,
     "dataset": is_text,
@@ -347,11 +347,11 @@ POSSIBLE = {
 STATE = {"optimizer", "history", "image_losses"}
 
 
-# How far a run is, and how it goes on.
+# Progress and resuming.
 
 
 def best_epoch(history):
-    """The epoch of the highest validation accuracy, of equal ones that of the lowest validation loss."""
+    """The epoch with the highest validation accuracy; in a tie, the one with the lowest validation loss."""
     return max(history, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))["epoch"]
 
 
@@ -363,7 +363,7 @@ def has_ended(history, recipe: Recipe):
 
 
 def is_unfinished(folder):
-    """Whether the folder holds a run that didn't come to its end, metrics included."""
+    """Whether the folder holds a run that hasn't finished, including its metrics."""
     if not (folder / LAST).exists():
         return False
     try:
@@ -374,9 +374,9 @@ def is_unfinished(folder):
 
 
 def save_epoch(run: Run, weights, optimizer, history, image_losses):
-    """Bring a run folder up to date after an epoch, in an order that leaves it resumable whenever the program dies.
+    """Update a run folder after an epoch, in an order that keeps it resumable if the program is killed at any point.
 
-    `weights` and `optimizer` are state_dicts, `history` are the rows so far.
+    `weights` and `optimizer` are state_dicts; `history` is the list of rows so far.
     """
     checkpoint = Checkpoint(
         model=run.model,
@@ -395,8 +395,8 @@ def save_epoch(run: Run, weights, optimizer, history, image_losses):
     )
     if len(history) == 1:
         remove_former_run(run.folder)
-    (run.folder / METRICS).unlink(missing_ok=True)  # from here on the run in the folder isn't finished
-    # last.pt first: from it the other two can be made again, if the program dies before they are written.
+    (run.folder / METRICS).unlink(missing_ok=True)  # from here on, the run counts as unfinished
+    # last.pt first: the other two can be restored from it if the program is killed before they are written.
     save_checkpoint(run.folder / LAST, checkpoint)
     write_atomically(run.folder / HISTORY, csv_bytes(history))
     if best_epoch(history) == len(history):
@@ -404,8 +404,8 @@ def save_epoch(run: Run, weights, optimizer, history, image_losses):
 
 
 def load_resumable(folder, model, dataset, given) -> Checkpoint:
-    """last.pt, to go on from, if it is of that network and data set and its recipe can take the `given` values, a dict
-    of fields of Recipe. It is saved with them, and best.pt and history.csv are brought to where it is.
+    """Load last.pt to resume from, if network and data set match and the `given` settings, a dict of Recipe fields, are
+    allowed to change. last.pt is saved with them, and best.pt and history.csv are brought up to date with it.
 
     Raises UsageError, CheckpointError or OSError.
     """
@@ -415,13 +415,13 @@ def load_resumable(folder, model, dataset, given) -> Checkpoint:
         raise CheckpointError(f"{last} can't be resumed from: it holds no optimiser state")
     for field, expected in (("model", model), ("dataset", dataset)):
         if getattr(saved, field) != expected:
-            raise command.UsageError(f"{last} is of --{field} {getattr(saved, field)}, not {expected}")
-    # What decides when the run ends may change, unless the learning rate depends on it; what an epoch does may not.
+            raise command.UsageError(f"{last} was trained with --{field} {getattr(saved, field)}, not {expected}")
+    # Settings that decide when the run ends may change, unless the learning rate depends on them. All others may not.
     may_change = {"target_loss"} if saved.recipe.schedule == "linear" else {"target_loss", "epochs"}
     for field, value in given.items():
         before = getattr(saved.recipe, field)
         if value != before and field not in may_change:
-            raise command.UsageError(f"{last} is of a run with {field} {before}, not {value}: leave that option out")
+            raise command.UsageError(f"{last} was trained with {field} {before}, not {value}: leave that option out")
     if given.get("epochs", saved.epoch) < saved.epoch:
         raise command.UsageError(f"{folder} has been trained for {saved.epoch} epochs: --epochs can't be less")
     saved = dataclasses.replace(saved, recipe=dataclasses.replace(saved.recipe, **given))
@@ -430,21 +430,21 @@ def load_resumable(folder, model, dataset, given) -> Checkpoint:
 
 
 def restore(folder, saved: Checkpoint):
-    """Bring a run folder to what last.pt is to hold: a kill can have left best.pt and history.csv an epoch behind.
-    Raises UsageError where best.pt is of another run; CheckpointError or OSError where it can't be read."""
+    """Write `saved` to last.pt and bring best.pt and history.csv up to date, which a kill can leave an epoch behind.
+    Raises UsageError if best.pt belongs to another run, CheckpointError or OSError if it can't be read."""
     kept = best_epoch(saved.history)
     if kept == saved.epoch:
         save_checkpoint(folder / BEST, saved.without_state())
     else:
         best = load_checkpoint(folder / BEST)
         if (best.run_id, best.epoch) != (saved.run_id, kept):
-            raise command.UsageError(f"{folder / BEST} is not of the run in {folder / LAST}: use --overwrite")
+            raise command.UsageError(f"{folder / BEST} doesn't belong to the run in {folder / LAST}: use --overwrite")
     write_atomically(folder / HISTORY, csv_bytes(saved.history))
     save_checkpoint(folder / LAST, saved)
 
 
 def is_resumable(run: Run):
-    """Whether last.pt is whole, and of this run: not of a former one that it was about to replace."""
+    """Whether last.pt is intact and belongs to this run, not to an earlier one that it was about to replace."""
     try:
         return load_checkpoint(run.folder / LAST).run_id == run.id
     except (CheckpointError, OSError):

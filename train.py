@@ -1,17 +1,17 @@
-"""Train one network and leave a finished run folder: checkpoints, history, metrics, tables and pictures.
+"""Train a network and fill its run folder: checkpoints, history, metrics, tables and pictures.
 
 Usage:
 
     python train.py --model cnn2                            the exercise: CIFAR-10, 80 epochs, AdamW, 1e-4, batch 32
     python train.py --model cnn2 --dataset digits --epochs 10       a first try, offline, in seconds
-    python train.py --model cnn2 --resume                   go on where a stopped run was
+    python train.py --model cnn2 --resume                   resume a stopped run
 """
 
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` leaves it out
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` omits it
     import command
 
     command.start()
@@ -36,16 +36,16 @@ from augmentation import derived_seed
 from metrics import mean_loss_and_accuracy
 from recipe import Recipe, add_options, given_settings, parse_shares
 
-CHECK_EVERY = 50  # steps between two looks at whether the loss is still finite: each makes a GPU wait
-ADVICE = "what was saved before is kept. Start again with a lower --learning-rate"
+CHECK_EVERY = 50  # steps between checks that the loss is finite, each of which makes a GPU wait
+ADVICE = "what was saved before is kept. Try again with a lower --learning-rate"
 
 
 def train(run: runs.Run, device, data_dir, network=None, saved=None, observe=None):
-    """Train a network until its recipe's end; after each epoch the run folder is up to date.
+    """Train a network to the end of its recipe, and update its run folder after each epoch.
 
-    `network` is its class, where models.MODELS[run.model] isn't meant. `saved` is the runs.Checkpoint to go on from.
+    `network` is its class, if it isn't models.MODELS[run.model]. `saved` is the runs.Checkpoint to resume from.
     observe(model, epoch) is called after each epoch, before it is saved. Returns the history: a dict for every epoch,
-    the rows of history.csv. Raises NotFinite, DataError, OSError, and CheckpointError where `saved` doesn't fit.
+    the rows of history.csv. Raises NotFinite, DataError, OSError, and CheckpointError if `saved` doesn't fit.
     """
     recipe = run.recipe
     splits = data.load_splits(run.dataset, data_dir, ("train", "validation"))
@@ -87,23 +87,23 @@ def train(run: runs.Run, device, data_dir, network=None, saved=None, observe=Non
 
 
 class Epoch(NamedTuple):
-    """What one epoch of training gave: means over the images that it visited, while the weights moved."""
+    """The result of one training epoch: means over the images visited, measured while the weights were changing."""
 
     loss: float
     accuracy: float
     images: int
-    learning_rate: float  # of its last step
+    learning_rate: float  # of the last step
 
 
 def train_epoch(model, forward, optimizer, split, recipe: Recipe, epoch, image_losses) -> Epoch:
-    """One pass over the training split, or over what the recipe visits of it.
+    """One pass over the training split, without the easy images that the recipe skips.
 
-    `forward` is make_forward's. `image_losses`, float32 [N], is changed: for each image, the mean of its loss in this
-    epoch and of what stood there before. Losses and hits are gathered on the device, so that the host waits for them
-    only every CHECK_EVERY steps, when a loss that is no longer finite raises NotFinite, and at the end.
+    `forward` is from make_forward. `image_losses`, float32 [N], is updated in place: the entry of each visited image
+    becomes the mean of its loss in this epoch and the previous entry. Losses and hits stay on the device, so the CPU
+    waits only every CHECK_EVERY steps, when a loss that isn't finite raises NotFinite, and at the end.
     """
     model.train()
-    torch.manual_seed(derived_seed(recipe.seed, epoch, 2))  # dropout's masks depend on the epoch alone
+    torch.manual_seed(derived_seed(recipe.seed, epoch, 2))  # dropout masks depend on seed and epoch alone
     order = data.epoch_order(image_losses, recipe.skip_easy, recipe.seed, epoch)
     steps = math.ceil(len(order) / recipe.batch_size)
     corrupt = parse_shares(recipe.corrupt)
@@ -123,7 +123,7 @@ def train_epoch(model, forward, optimizer, split, recipe: Recipe, epoch, image_l
 
 
 def train_step(forward, optimizer, images, labels, label_smoothing=0.0):
-    """Forward, backward, an update: uint8 images [N, 3, 32, 32] and int64 labels [N] -> their logits before it [N, 10].
+    """One update: uint8 images [N, 3, 32, 32] and int64 labels [N] -> the logits [N, 10] from before the update.
 
     Label smoothing: Szegedy et al. 2016, arXiv:1512.00567.
     """
@@ -136,7 +136,7 @@ def train_step(forward, optimizer, images, labels, label_smoothing=0.0):
 
 
 def make_forward(model, device, environment):
-    """A function from uint8 images [N, 3, 32, 32] to float32 logits [N, 10], in the precision of the training."""
+    """A function from uint8 images [N, 3, 32, 32] to float32 logits [N, 10], computed in the training precision."""
     compute_logits = command.compiled(model.logits) if environment["compile"] else model.logits
 
     def forward(images):
@@ -147,13 +147,13 @@ def make_forward(model, device, environment):
 
 
 class NotFinite(command.UserError):
-    """The loss is infinite or not a number; the message says where."""
+    """The loss is infinite or nan; the message says when."""
 
     exit_code = 1
 
 
 def check_finite(losses, batch_size, epoch):
-    """Raise NotFinite unless all losses, in the order of the epoch, are finite."""
+    """Raise NotFinite unless all losses, given in the order of the epoch, are finite."""
     bad = (~torch.isfinite(losses)).nonzero()
     if len(bad):
         loss, step = losses[bad[0]].item(), bad[0].item() // batch_size + 1
@@ -161,9 +161,9 @@ def check_finite(losses, batch_size, epoch):
 
 
 def resume(saved: runs.Checkpoint, model, optimizer, image_losses, path):
-    """Take over what an earlier training had reached; returns its history and image losses, like those given."""
+    """Restore the state of a stopped run; returns its history and its image losses, on the device of those given."""
     if saved.image_losses.shape != image_losses.shape or saved.split_seed != data.SPLIT_SEED:
-        raise runs.CheckpointError(f"{path} was trained on other images")
+        raise runs.CheckpointError(f"{path} was trained on different images")
     models.load_weights(model, saved.weights, path)
     optimizers.load_optimizer(optimizer, saved.optimizer, path)
     return list(saved.history), saved.image_losses.to(image_losses)
@@ -192,7 +192,7 @@ def print_epoch(row, epochs, images_per_second, is_best):
     )
 
 
-# The command.
+# The command line.
 
 
 def main(argv=None):
@@ -223,7 +223,7 @@ def main(argv=None):
 def parse_arguments(argv):
     parser = command.Parser(description="Train a network and evaluate its best epoch.", allow_abbrev=False)
     what = parser.add_argument_group("what to train")
-    what.add_argument("--model", required=True, choices=models.MODELS, help="the network")
+    what.add_argument("--model", required=True, choices=models.MODELS, help="network to train")
     what.add_argument(
         "--dataset", choices=data.CLASSES, default="cifar10", help="digits needs no download (default: %(default)s)"
     )
@@ -232,10 +232,10 @@ def parse_arguments(argv):
 
     run = parser.add_argument_group("run folder")
     default = ", ".join(f"{folder} for {dataset}" for dataset, folder in runs.DEFAULT_OUT_DIR.items())
-    run.add_argument("--out-dir", type=Path, help=f"(default: {default})")
-    run.add_argument("--run-name", type=command.plain_name, help="folder inside it (default: the model's name)")
+    run.add_argument("--out-dir", type=Path, help=f"where run folders are created (default: {default})")
+    run.add_argument("--run-name", type=command.plain_name, help="name of the run folder (default: the model's name)")
     again = run.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="go on with the run in the folder, with its settings")
+    again.add_argument("--resume", action="store_true", help="resume the run in the folder, with its own settings")
     again.add_argument("--overwrite", action="store_true", help="replace an unfinished run in the folder")
 
     machine = parser.add_argument_group("data and machine")
@@ -244,7 +244,7 @@ def parse_arguments(argv):
         "--precision",
         choices=["auto", "fp32", "bf16"],
         default="auto",
-        help="of the training step; auto: bf16 where the hardware computes in it, else fp32 (default: %(default)s)",
+        help="training precision; auto: bf16 where it is native, else fp32 (default: %(default)s)",
     )
     machine.add_argument("--compile", action="store_true", help="use torch.compile; slower on a CPU (default: off)")
     return parser.parse_args(argv)

@@ -1,20 +1,20 @@
-"""Questions that take more than one run, one script each: `python -m experiments.NAME` from the project's folder.
+"""Experiments that take more than one run, one script per question: `python -m experiments.NAME` in the project folder.
 
-README.md beside this file says which of them made which committed file. Here stand the names of the files that only
-experiments write.
+README.md in this folder says which experiment made which committed file. This module has the names of the files that
+only experiments write.
 """
 
 # In a run folder.
-TRUE_LOSS = "true_loss.csv"  # of a network that is trained on another loss
-LAST_EPOCH = "last_epoch.csv"  # how good the last epoch is on the test split
-NOISE = "noise.csv"  # how good the best epoch is on the validation split with noise added
-# In the folder that holds the runs.
+TRUE_LOSS = "true_loss.csv"  # validation cross-entropy of a network trained on another loss
+LAST_EPOCH = "last_epoch.csv"  # test accuracy of the last epoch
+NOISE = "noise.csv"  # validation accuracy of the best epoch, with noise added
+# In the folder that contains the run folders.
 EXAMPLES = "plot_dataset_example.npz"
 CURVES = "curves.csv"
 SEEDS = "seeds.csv"
 # About new photographs.
 NEW_ACCURACY = "accuracy.csv"
 NEW_CONFUSIONS = "confusions.csv"
-# In the folder of a comparison of variants with several seeds.
+# In the folder of an experiment that compares variants over several seeds.
 RUNS = "runs.csv"
 EFFECTS = "effects.csv"

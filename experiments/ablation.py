@@ -1,12 +1,13 @@
-"""What does each part of the improved recipe and its network bring?
+"""What does each part of the improved recipe and its network contribute?
 
 Usage:
 
-    python -m experiments.ablation [ROW...] [--seeds N] [--epochs N]
+    python -m experiments.ablation [VARIANT...] [--seeds N] [--epochs N]
 
-Each row leaves out one part and keeps the others; `all_parts` keeps all. Fewer epochs than the recipe's 28 make it
-bearable; what is against overfitting (augmentation, label smoothing) may bring less in them. Without the schedule, and
-without Muon, another learning rate is needed: the last rows are those that were tried and found worse, with seed 0.
+Each variant leaves out one part and keeps the others; `all_parts` keeps all. To save time, training is shorter than the
+recipe's 28 epochs; regularisation (augmentation, label smoothing) may contribute less then. Without the schedule, and
+without Muon, another learning rate is needed: the last variants, with seed 0 only, are the learning rates that were
+tried and found worse.
 """
 
 import command
@@ -25,7 +26,7 @@ import train
 from experiments.common import Variant, compare_variants
 from recipe import Recipe, given_settings
 
-# The command that makes outs/exercise_04/vgg_improved.
+# The options of train.py for outs/exercise_04/vgg_improved.
 COMMAND = (
     "--model vgg_fast --run-name vgg_improved --epochs 28 --batch-size 1024 --optimizer muon --learning-rate 0.17 "
     "--schedule linear --label-smoothing 0.2 --augment --skip-easy 0.6"
@@ -33,7 +34,7 @@ COMMAND = (
 
 
 class WithoutWhitening(models.FastVGG):
-    """FastVGG whose first layer starts at random and is trained like the others."""
+    """FastVGG whose first layer is initialised at random and trained like the others."""
 
     def __init__(self):
         super().__init__()
@@ -44,7 +45,7 @@ class WithoutWhitening(models.FastVGG):
 
 
 class WithoutIdentities(models.FastVGG):
-    """FastVGG whose convolutions but the first start at random, as PyTorch's do."""
+    """FastVGG whose convolutions, except for the first, have PyTorch's random initialisation."""
 
     def __init__(self):
         super().__init__()

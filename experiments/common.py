@@ -1,7 +1,4 @@
-"""Questions that take more than one run, one script each: `python -m experiments.NAME` from the project's folder.
-
-README.md beside this file says which of them made which committed file. Here stands what the scripts share.
-"""
+"""What the experiments share: options, training runs, and the comparison of variants over several seeds."""
 
 import dataclasses
 from pathlib import Path
@@ -21,20 +18,20 @@ from experiments import EFFECTS, LAST_EPOCH, NOISE, RUNS, TRUE_LOSS, pictures
 from metrics import mean_loss_and_accuracy
 from recipe import LIMITS, Recipe
 
-NOISE_STD = 10  # in grey levels of 255
+NOISE_STD = 10  # grey levels, of 255
 
 
 def make_parser(description, folder):
-    """A parser with the options that all trainings of experiments have, for parse_arguments."""
+    """A parser with the options of all experiments that train, for parse_arguments."""
     parser = command.Parser(description=description)
-    parser.add_argument("--folder", type=Path, default=Path(folder), help="of the results (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, default=Path(folder), help="where results go (default: %(default)s)")
     parser.add_argument("--dataset", choices=data.CLASSES, default="cifar10", help="(default: %(default)s)")
     command.add_common_arguments(parser)
     return parser
 
 
 def parse_arguments(parser, argv):
-    """The arguments; what isn't of CIFAR-10 goes by default to a folder of its own, so that results don't mix."""
+    """Parse the options. Data sets other than CIFAR-10 get their own default folder, so that results don't mix."""
     arguments = parser.parse_args(argv)
     if arguments.dataset != "cifar10" and arguments.folder == parser.get_default("folder"):
         arguments.folder = runs.DEFAULT_OUT_DIR[arguments.dataset] / arguments.folder.name
@@ -42,11 +39,11 @@ def parse_arguments(parser, argv):
 
 
 def train_or_resume(folder, name, recipe: Recipe, arguments, network=None, precision="auto", observe=None):
-    """Train a network in a run folder by train.py's own code, or go on where a stopped run was; returns its history.
+    """Train a network in a run folder with train.py's code, or resume a stopped run there; returns its history.
 
-    `name` is what the checkpoints call it; `network` its class, where models.MODELS[name] isn't meant. `arguments` are
-    those of make_parser; `observe` is train.train's. The test split isn't read. Raises UsageError where the folder
-    holds a run of another recipe.
+    `name` is the network's name in checkpoints; `network` is its class, if it isn't models.MODELS[name]. `arguments`
+    come from make_parser's parser; `observe` is for train.train. The test split isn't read. Raises UsageError if the
+    folder holds a run with another recipe.
     """
     device = command.choose_device(arguments.device)
     with runs.claim_folder(folder):
@@ -55,32 +52,32 @@ def train_or_resume(folder, name, recipe: Recipe, arguments, network=None, preci
             saved = runs.load_resumable(folder, name, arguments.dataset, {})
             check_recipe(folder, saved.recipe, recipe, saved.dataset, arguments.dataset)
         else:
-            for former in (TRUE_LOSS, LAST_EPOCH, NOISE):
-                (folder / former).unlink(missing_ok=True)
+            for file in (TRUE_LOSS, LAST_EPOCH, NOISE):
+                (folder / file).unlink(missing_ok=True)
         environment = command.describe_environment(device, precision, before=saved.environment if saved else None)
         run = runs.Run(folder, name, arguments.dataset, recipe, environment, **({"id": saved.run_id} if saved else {}))
         return train.train(run, device, arguments.data_dir, network, saved, observe)
 
 
 def check_recipe(folder, found: Recipe, recipe: Recipe, found_dataset, dataset):
-    """Raise UsageError where the run in a folder is of another recipe: results must not be mixed, or replaced."""
+    """Raise UsageError if the run in a folder has another recipe or data set: results must not be mixed or replaced."""
     if (found, found_dataset) != (recipe, dataset):
-        raise command.UsageError(f"{folder} holds a run of another recipe: choose another --folder, or remove it")
+        raise command.UsageError(f"{folder} holds a run with another recipe: choose another --folder, or remove it")
 
 
 def evaluate_run(folder, arguments):
-    """Evaluate the best epoch of a finished run on all three splits, as train.py does at its end."""
+    """Evaluate the best epoch of a finished run on all three splits, as train.py does at the end."""
     with runs.claim_folder(folder):
         evaluate.evaluate_checkpoint(folder / runs.BEST, arguments.data_dir, command.choose_device(arguments.device))
 
 
 class Variant(NamedTuple):
-    """A way of training that is compared with another, its `baseline`, the name of a variant."""
+    """A way of training, to be compared with its `baseline`, the name of another variant."""
 
     name: str  # of the network
     recipe: Recipe
     baseline: str | None = None
-    network: type | None = None  # its class, where models.MODELS[name] isn't meant
+    network: type | None = None  # its class, if it isn't models.MODELS[name]
     precision: str = "auto"
 
     def build(self):
@@ -88,23 +85,25 @@ class Variant(NamedTuple):
 
 
 def compare_variants(argv, description, folder, variants, epochs):
-    """The command of an experiment that trains each of the `variants`, a dict by name, with several seeds. Those that
-    are neither compared with a baseline nor one themselves get seed 0 only, unless they are asked for by name.
+    """Run an experiment that trains each of the `variants`, a dict by name, with several seeds. Variants that neither
+    have a baseline nor are one get seed 0 only, unless they are named on the command line.
 
-    Writes FOLDER/VARIANT/SEED/, and of all runs that are there FOLDER/runs.csv, and effects.csv and .png: how each
-    variant differs from its baseline. Judged on the validation split, as it is and with noise; the test split is never
-    read. A run that was stopped goes on where it was.
+    Writes FOLDER/VARIANT/SEED/ and, from all runs found there, FOLDER/runs.csv, effects.csv and effects.png: how each
+    variant differs from its baseline. Accuracy is measured on the validation split, with and without noise; the test
+    split is never read. Stopped runs are resumed.
     """
     parser = make_parser(description, folder)
     parser.add_argument("variants", nargs="*", metavar="VARIANT", help=f"(default: all of {' '.join(variants)})")
-    parser.add_argument("--seeds", type=command.number(int, 1, 100), default=3, help="how many (default: %(default)s)")
+    parser.add_argument(
+        "--seeds", type=command.number(int, 1, 100), default=3, help="how many seeds (default: %(default)s)"
+    )
     parser.add_argument(
         "--epochs", type=command.number(*LIMITS["epochs"]), default=epochs, help="(default: %(default)s)"
     )
     arguments = parse_arguments(parser, argv)
     if unknown := set(arguments.variants) - variants.keys():
         raise command.UsageError(f"no such variant: {', '.join(unknown)}")
-    summary(arguments.folder, variants, arguments.epochs)  # refuses a mixture before anything is trained
+    summary(arguments.folder, variants, arguments.epochs)  # refuses to mix runs before any training
     baselines = {variant.baseline for variant in variants.values()}
     compared = [name for name, variant in variants.items() if variant.baseline or name in baselines]
     for seed in range(arguments.seeds):
@@ -124,12 +123,12 @@ def compare_variants(argv, description, folder, variants, epochs):
         runs.write_atomically(table, runs.csv_bytes(differences))
         pictures.draw_effects(arguments.folder)
     else:
-        for former in (table, table.with_suffix(".png")):
-            former.unlink(missing_ok=True)
+        for path in (table, table.with_suffix(".png")):
+            path.unlink(missing_ok=True)
 
 
 def write_noise_accuracy(folder, variant: Variant, arguments):
-    """Write how good the best epoch is on the validation split with noise added, which no training has seen."""
+    """Write the best epoch's accuracy on the validation split with added noise, a corruption not used in training."""
     model = variant.build()
     models.load_weights(model, runs.load_checkpoint(folder / runs.BEST).weights, folder / runs.BEST)
     split = data.load_splits(arguments.dataset, arguments.data_dir, ("validation",))["validation"]
@@ -140,15 +139,15 @@ def write_noise_accuracy(folder, variant: Variant, arguments):
 
 
 def check_epochs(folder, epochs):
-    """Raise UsageError where a finished run has another number of epochs: results must not be mixed, or replaced."""
+    """Raise UsageError if a finished run has another number of epochs: results must not be mixed or replaced."""
     trained = len(runs.read_history(folder)["epoch"])
     if trained != epochs:
         raise command.UsageError(f"{folder} holds a run of {trained} epochs: choose another --folder, or remove it")
 
 
 def folders_of_seeds(folder, file, committed=None):
-    """The folders of a run's seeds that hold `file`, a dict by seed, in their order; `committed` is that of seed 0, if
-    it is elsewhere."""
+    """The subfolders for seeds that contain `file`, as a dict in the order of the seeds; `committed` is the folder for
+    seed 0, if it is elsewhere."""
     folders = {int(path.parent.name): path.parent for path in folder.glob(f"*/{file}") if path.parent.name.isdigit()}
     if committed:
         folders[0] = committed
@@ -156,13 +155,13 @@ def folders_of_seeds(folder, file, committed=None):
 
 
 def summary(folder, variants, epochs):
-    """A line for each variant and seed that has been trained, as dicts; the operations are those for CIFAR-10. Raises
-    UsageError where one of them was trained for another number of epochs."""
+    """A dict for each variant and seed that has been trained; the operations are those for CIFAR-10. Raises UsageError
+    if a run has another number of epochs."""
     lines = []
     for name, variant in variants.items():
         recipe = dataclasses.replace(variant.recipe, epochs=epochs)
         operations = pflop(models.multiply_adds(variant.build()), recipe)
-        for seed, path in folders_of_seeds(folder / name, NOISE).items():  # which is written last
+        for seed, path in folders_of_seeds(folder / name, NOISE).items():  # NOISE is written last
             check_epochs(path, epochs)
             history, noise = runs.read_history(path), runs.read_rows(path / NOISE)
             lines.append(
@@ -180,19 +179,19 @@ def summary(folder, variants, epochs):
 
 
 def pflop(multiply_adds, recipe: Recipe):
-    """The operations of a training on CIFAR-10, in 1e15: six for each multiply-add of an image that an epoch visits."""
+    """The operations of training on CIFAR-10, in 1e15: six for each multiply-add and image visited in an epoch."""
     images = data.TOTAL - data.VALIDATION - data.TEST
     return 6 * multiply_adds * images * data.epochs_for_an_image(recipe.skip_easy, recipe.epochs) / 1e15
 
 
 def effects(values, pairs):
-    """How the mean accuracy of a variant differs from that of its baseline, for each of the `pairs` (variant, baseline)
-    that is there, as dicts with a 95% interval.
+    """How the mean accuracy of a variant differs from its baseline's, with a 95% interval: a dict for each of the
+    `pairs` (variant, baseline) that `values` contains. Empty if no variant has two seeds.
 
-    `values` are the accuracies of each variant, one for each seed, as a dict of lists. The interval is Student's, for
-    the difference of two means, with one variance for all variants, since three seeds say little about that of a single
-    one. It covers the choice of seeds only, and each difference by itself: where twenty differences are all 0, one
-    interval is expected to exclude it. Empty where no variant has two seeds.
+    `values` is a dict from a variant to a list of accuracies, one for each seed. The interval is Student's t interval
+    for the difference of two means, with one variance for all variants, since three seeds say little about that of a
+    single one. It covers only the choice of seeds, and each difference by itself: if twenty differences are all 0, one
+    interval is expected to exclude 0.
     """
     freedom = sum(len(each) - 1 for each in values.values())
     pairs = [pair for pair in pairs if values.keys() >= {*pair}]

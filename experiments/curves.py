@@ -1,12 +1,12 @@
-"""How do all networks learn, side by side?
+"""How do the learning curves of all networks compare?
 
 Usage:
 
     python -m experiments.curves
 
-Gathers the validation loss and accuracy of every epoch of the runs in outs/exercise_04, and of cnn2 with softmax
-applied twice, into curves.csv there, and draws curves.png. That run's loss is the true cross-entropy (true_loss.csv),
-and beside it the one that it was trained on.
+Collects the validation loss and accuracy of every epoch, for the runs in outs/exercise_04 and for cnn2 with softmax
+applied twice, in curves.csv there, and draws curves.png. For the latter, both the true cross-entropy (true_loss.csv)
+and the loss that it was trained on are shown.
 """
 
 import command
@@ -33,7 +33,7 @@ def main(argv=None):
     twice = runs.read_history(arguments.twice)
     true = [float(row["validation_loss"]) for row in runs.read_rows(arguments.twice / TRUE_LOSS)]
     if len(true) != len(twice["epoch"]):
-        raise runs.ResultsError(f"{arguments.twice / TRUE_LOSS} is of other epochs than {runs.HISTORY} beside it")
+        raise runs.ResultsError(f"{arguments.twice / TRUE_LOSS} covers other epochs than {runs.HISTORY} beside it")
     rows += rows_of(pictures.TRUE_LOSS_CURVE, twice | {"validation_loss": true})
     rows += rows_of(pictures.OWN_LOSS_CURVE, twice)
     runs.write_atomically(arguments.folder / CURVES, runs.csv_bytes(rows))

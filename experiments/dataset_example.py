@@ -4,7 +4,7 @@ Usage:
 
     python -m experiments.dataset_example
 
-Saves and draws the first ten training images of every class, as plot_dataset_example.npz and .png.
+Saves and draws the first ten training images of every class: plot_dataset_example.npz and .png.
 """
 
 import command

@@ -1,10 +1,10 @@
-"""Does the exercise's learning rate treat dense and cnn2 alike?
+"""Does the exercise's learning rate suit dense as well as cnn2?
 
 Usage:
 
-    python -m experiments.learning_rates [ROW...] [--seeds N]
+    python -m experiments.learning_rates [VARIANT...] [--seeds N]
 
-Both networks by the exercise's recipe, for 20 epochs, with its rate of 1e-4 and with higher ones.
+Trains both networks with the exercise's recipe for 20 epochs, at its learning rate of 1e-4 and at higher ones.
 """
 
 import command

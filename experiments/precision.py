@@ -1,10 +1,10 @@
-"""Does the arithmetic of the training cost accuracy?
+"""Does training in bf16 cost accuracy?
 
 Usage:
 
-    python -m experiments.precision [ROW...] [--seeds N]
+    python -m experiments.precision [VARIANT...] [--seeds N]
 
-cnn2 by the exercise's recipe, for 20 epochs, in bf16 and in fp32.
+Trains cnn2 with the exercise's recipe for 20 epochs, in bf16 and in fp32.
 """
 
 import command

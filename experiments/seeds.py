@@ -1,14 +1,14 @@
-"""How much does the seed decide?
+"""How much does the seed matter?
 
 Usage:
 
     python -m experiments.seeds [RUN...] [--seeds N]
 
-Trains each network with its own recipe and the seeds 0 to N - 1, into outs/seeds/RUN/SEED/; one that was stopped goes
-on where it was. A run of this recipe in outs/exercise_04 or outs/softmax_twice is seed 0. Then outs/seeds/seeds.csv and
-.png are made of all runs that are there. The epoch of each run is chosen by validation accuracy, and no seed is chosen.
+Trains each network with its own recipe and seeds 0 to N - 1, into outs/seeds/RUN/SEED/; stopped runs are resumed. A run
+with the same recipe in outs/exercise_04 or outs/softmax_twice serves as seed 0. Then outs/seeds/seeds.csv and .png are
+made from all runs found. Each run's epoch is chosen by validation accuracy; seeds are not cherry-picked.
 
-`vgg_improved_longer` asks what the improved recipe gives with more computation.
+`vgg_improved_longer` shows what the improved recipe gains from more computation.
 """
 
 import command
@@ -45,7 +45,7 @@ VARIANTS = {
     "softmax_twice": Variant("cnn2", Recipe(), network=SoftmaxTwice),
     "vgg_improved": Variant("vgg_fast", IMPROVED),
 }
-COMMITTED = {run: runs.DEFAULT_OUT_DIR["cifar10"] / run for run in VARIANTS}  # where the run of seed 0 is
+COMMITTED = {run: runs.DEFAULT_OUT_DIR["cifar10"] / run for run in VARIANTS}  # the run with seed 0
 COMMITTED["softmax_twice"] = Path("outs/softmax_twice")
 VARIANTS["vgg_improved_longer"] = Variant("vgg_fast", dataclasses.replace(IMPROVED, epochs=40))
 
@@ -53,13 +53,15 @@ VARIANTS["vgg_improved_longer"] = Variant("vgg_fast", dataclasses.replace(IMPROV
 def main(argv=None):
     parser = make_parser("Train networks with several seeds.", "outs/seeds")
     parser.add_argument("runs", nargs="*", metavar="RUN", help=f"(default: all of {' '.join(VARIANTS)})")
-    parser.add_argument("--seeds", type=command.number(int, 1, 100), default=5, help="how many (default: %(default)s)")
-    parser.add_argument("--epochs", type=command.number(*LIMITS["epochs"]), help="(default: those of each recipe)")
+    parser.add_argument(
+        "--seeds", type=command.number(int, 1, 100), default=5, help="how many seeds (default: %(default)s)"
+    )
+    parser.add_argument("--epochs", type=command.number(*LIMITS["epochs"]), help="(default: as in each recipe)")
     arguments = parse_arguments(parser, argv)
     if unknown := set(arguments.runs) - VARIANTS.keys():
         raise command.UsageError(f"no such run: {', '.join(unknown)}")
     epochs = {run: arguments.epochs or variant.recipe.epochs for run, variant in VARIANTS.items()}
-    summary(arguments, epochs)  # refuses a mixture before anything is trained
+    summary(arguments, epochs)  # refuses to mix runs before any training
     for seed in range(arguments.seeds):
         for run in arguments.runs or VARIANTS:
             variant, folder = VARIANTS[run], arguments.folder / run / str(seed)
@@ -75,7 +77,7 @@ def main(argv=None):
 
 
 def is_committed(run, recipe, dataset):
-    """Whether a run of this recipe and data set is in its folder of COMMITTED."""
+    """Whether the run's folder in COMMITTED holds a run with this recipe and data set."""
     if run in COMMITTED and (COMMITTED[run] / runs.METRICS).exists():
         metrics = runs.read_metrics(COMMITTED[run])
         return (runs.recipe_of(metrics["settings"]), metrics["dataset"]) == (recipe, dataset)
@@ -83,7 +85,7 @@ def is_committed(run, recipe, dataset):
 
 
 def write_last_epoch(folder, arguments):
-    """Write how good the last epoch is on the test split, to be compared with the best one."""
+    """Write the last epoch's test accuracy, for comparison with the best epoch's."""
     model, checkpoint = models.load_model(folder / runs.LAST)
     test = data.load_splits(arguments.dataset, arguments.data_dir, ("test",))["test"]
     _, accuracy = mean_loss_and_accuracy(evaluate.infer(model, test))
@@ -92,7 +94,7 @@ def write_last_epoch(folder, arguments):
 
 
 def summary(arguments, epochs):
-    """A row for each run and seed that is there, as dicts. Raises UsageError where one is of another recipe."""
+    """A dict for each run and seed found. Raises UsageError if one has another recipe."""
     rows = []
     for run in VARIANTS:
         recipe = dataclasses.replace(VARIANTS[run].recipe, epochs=epochs[run])

@@ -4,11 +4,11 @@ Usage:
 
     python -m experiments.softmax_twice
 
-PyTorch's cross_entropy applies a (log-)softmax itself. Given probabilities, it applies another one to numbers between 0
-and 1, and even a perfect prediction keeps a loss of log(1 + 9 / e) = 1.46. All else is train.py's: recipe, seed,
-batches, the epoch chosen by validation accuracy. Both losses in history.csv are those that the mistake shows;
-true_loss.csv has the validation loss of the network that comes of it, a plain cnn2, after each epoch, and metrics.json
-is of that network too.
+PyTorch's cross_entropy applies log-softmax itself. Given probabilities, it applies softmax again, to numbers between 0
+and 1, and even a perfect prediction has a loss of log(1 + 9 / e) = 1.46. Everything else is as in train.py: recipe,
+seed, batches, the epoch chosen by validation accuracy. Both losses in history.csv are computed with the mistake. The
+trained network is evaluated without it, as a plain cnn2: true_loss.csv has the validation loss after each epoch, and
+metrics.json all metrics.
 """
 
 import command
@@ -30,7 +30,7 @@ from recipe import LIMITS, Recipe
 
 
 class SoftmaxTwice(models.CNN2):
-    """CNN2 with the mistake: what should be logits are probabilities."""
+    """CNN2 with the mistake: its logits are already probabilities."""
 
     def logits(self, images):
         return super().logits(images).float().softmax(dim=1)
@@ -47,8 +47,8 @@ def main(argv=None):
         network.load_state_dict(model.state_dict())
         loss, _ = mean_loss_and_accuracy(evaluate.infer(network, validation))
         path = arguments.folder / TRUE_LOSS
-        former = runs.read_rows(path) if epoch > 1 else []
-        rows = [row for row in former if int(row["epoch"]) < epoch] + [{"epoch": epoch, "validation_loss": loss}]
+        earlier = runs.read_rows(path) if epoch > 1 else []
+        rows = [row for row in earlier if int(row["epoch"]) < epoch] + [{"epoch": epoch, "validation_loss": loss}]
         runs.write_atomically(path, runs.csv_bytes(rows))
 
     recipe = Recipe(epochs=arguments.epochs)

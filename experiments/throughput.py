@@ -1,27 +1,27 @@
-"""How fast the training is: against the script that everyone writes, and against what the hardware allows.
+"""How fast is training, compared with a typical PyTorch script and with what the hardware allows?
 
 Usage, with nothing else running:
 
     python -m experiments.throughput
 
-Per network, all in one process, in turn, several rounds, since the speed of a shared machine drifts:
+For each network, these take turns in one process for several rounds, since the speed of a shared machine drifts:
 
 - project: this project's own epoch (`train.train_epoch` on `data.batches`), in the precision of --precision auto;
 - project fp32: the same with --precision fp32;
 - usual script: torchvision's CIFAR10 with ToTensor and Normalize, a shuffling DataLoader with 0 and with 2 workers (the
-  better one counts), the same network in fp32 and PyTorch's default memory format, AdamW with its defaults,
+  faster one counts), the same network in fp32 and PyTorch's default memory format, AdamW with its defaults,
   CrossEntropyLoss, loss.item() in every step;
-- floor: the project's training step on one batch that stays in the cache, again and again.
+- floor: the project's training step on one batch that stays in the cache, repeated.
 
-What is behind the difference, on a CPU with native bf16: no DataLoader and no PIL (a batch is an index into memory);
-channels_last from the uint8 images to the fully connected layers, whose flattening is then a view; bf16 autocast;
-the fused AdamW.
+Where the difference comes from, on a CPU with native bf16: no DataLoader and no PIL (a batch is indexed from memory);
+channels_last from the uint8 images to the fully connected layers, where flattening is then a view; bf16 autocast; fused
+AdamW.
 
-Tried, and of no use at batch 32: OMP_WAIT_POLICY=active, a longer GOMP_SPINCOUNT, 2x2 pooling as a tree of
+Tried without benefit at batch size 32: OMP_WAIT_POLICY=active, a longer GOMP_SPINCOUNT, 2x2 pooling as a tree of
 torch.maximum (faster forward, much slower backward).
 
-Then, of cnn2 and vgg: an image's time in larger batches, with the peak memory, and a step's time alone and beside a
-process that keeps a core busy, with threads bound to cores (command.bind_threads) and free.
+Then, for cnn2 and vgg: the time per image in larger batches, with the peak memory; and the time per step, alone and
+beside a process that keeps a core busy, with threads bound to cores (command.bind_threads) and free.
 """
 
 import command
@@ -58,11 +58,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(argv=None):
-    parser = command.Parser(description="Measure the speed of the training.")
+    parser = command.Parser(description="Measure the training speed.")
     parser.add_argument("--data-dir", type=Path, default=command.DEFAULT_DATA_DIR)
     parser.add_argument("--models", nargs="+", choices=models.MODELS, default=list(models.MODELS))
     parser.add_argument("--rounds", type=command.number(int, 1, 1000), default=7)
-    parser.add_argument("--json", type=Path, help="for the figures (default: throughput.json here, if of all networks)")
+    parser.add_argument(
+        "--json", type=Path, help="results file (default: throughput.json here, if all networks are measured)"
+    )
     arguments = parser.parse_args(argv)
     if sys.platform == "win32":
         raise command.UsageError("peak memory can't be measured on Windows")
@@ -97,7 +99,7 @@ def main(argv=None):
 
 
 class Project:
-    """The project's training of one network, by its own functions."""
+    """Training of one network with this project's own functions."""
 
     def __init__(self, name, split, precision):
         self.split = split
@@ -122,7 +124,7 @@ class Project:
 
 
 class UsualScript:
-    """What everyone writes, on the same layers; in the same process, so with its bound threads and kept memory."""
+    """A typical script, with the same layers. It runs in the same process, so with bound threads and kept memory."""
 
     def __init__(self, name, data_dir, workers, device):
         torch.manual_seed(0)
@@ -136,13 +138,13 @@ class UsualScript:
         self.workers, self.device = workers, device
 
     def epoch(self, images):
-        """Seconds of the steps, without the start of the workers, which a whole epoch hides."""
+        """Seconds for the steps, without starting the workers, whose share of a whole epoch is small."""
         batch_size = Recipe.batch_size
-        some = Subset(self.dataset, range(images + batch_size))
+        subset = Subset(self.dataset, range(images + batch_size))
         self.model.train()
         running_loss = 0.0
         with all_cores():
-            batches = iter(DataLoader(some, batch_size, shuffle=True, num_workers=self.workers))
+            batches = iter(DataLoader(subset, batch_size, shuffle=True, num_workers=self.workers))
         for step, (inputs, labels) in enumerate(batches):
             inputs, labels = inputs.to(self.device), labels.to(self.device)
             self.optimizer.zero_grad()
@@ -156,7 +158,7 @@ class UsualScript:
 
 
 def compare(name, split, data_dir, precision, rounds):
-    """Measure all contestants on one network in turn; print and return milliseconds a step and ratios."""
+    """Measure all contestants on one network in turn; print and return milliseconds per step and ratios."""
     steps = 60 if name.startswith("vgg") else 400
     images = steps * Recipe.batch_size
     project, fp32 = Project(name, split, precision), Project(name, split, "fp32")
@@ -181,7 +183,7 @@ def compare(name, split, data_dir, precision, rounds):
         "usual script / project fp32": ratio(seconds[best], seconds["project fp32"]),
         "project / floor": ratio(seconds["project"], seconds["floor"]),
     }
-    print(f"\n{name}, ms a step (median, minimum, maximum of {rounds} rounds of {steps} steps) and images/s")
+    print(f"\n{name}, ms per step (median, minimum, maximum of {rounds} rounds of {steps} steps) and images/s")
     for contestant, values in milliseconds.items():
         speed = Recipe.batch_size / values["median"] * 1000
         print(f"  {contestant:<26}" + "".join(f"{value:9.3f}" for value in values.values()) + f"{speed:10,.0f}")
@@ -208,7 +210,7 @@ def ratio(slower, faster):
 
 
 def measure_batches(name, data_dir, precision, rounds):
-    """Microseconds an image and peak memory by batch size, each measured in a process of its own."""
+    """Microseconds per image and peak memory by batch size, each measured in a new process."""
     images = 2_048 if name == "vgg" else 16_384
     measured = {size: [] for size in (32, 128, 512)}
     for _ in range(rounds):
@@ -225,7 +227,7 @@ def measure_batches(name, data_dir, precision, rounds):
 
 
 def measure_batch(name, data_dir, precision, images, size):
-    """Seconds for that many images, and this process's peak memory in MB, reading the data included."""
+    """Seconds for that many images, and this process's peak memory in MB, including reading the data."""
     split = data.load_splits("cifar10", data_dir, ["train"])["train"].to(command.choose_device("auto"))
     project = Project(name, split, precision)
     project.epoch(images, size)
@@ -233,7 +235,7 @@ def measure_batch(name, data_dir, precision, images, size):
 
 
 def peak_memory():
-    """This process's, in MB. (Linux's getrusage counts what the process did before it became another program.)"""
+    """This process's peak memory in MB. (On Linux, getrusage includes what the process used before exec.)"""
     import resource  # not on Windows
 
     if sys.platform == "linux":
@@ -242,7 +244,7 @@ def peak_memory():
 
 
 def measure_busy(name, data_dir, precision, rounds):
-    """Milliseconds a step with bound and with free threads, alone and beside a process that keeps a core busy."""
+    """Milliseconds per step with bound and with free threads, alone and beside a process that keeps a core busy."""
     measured = {f"{threads}, {state}": [] for threads in ("bound", "free") for state in ("alone", "busy")}
     before = os.environ.get("OMP_PROC_BIND")
     for _ in range(rounds):
@@ -264,7 +266,7 @@ def measure_busy(name, data_dir, precision, rounds):
 
 
 def measure_step(name, data_dir, precision, busy):
-    """Milliseconds of a step in this process, beside another one that computes if `busy`."""
+    """Milliseconds per step in this process; if `busy`, beside another process that keeps a core busy."""
     split = data.load_splits("cifar10", data_dir, ["validation"])["validation"].to(command.choose_device("auto"))
     project, steps = Project(name, split, precision), (20 if name == "vgg" else 200) * (1 if busy else 3)
     with all_cores():
@@ -280,8 +282,8 @@ def measure_step(name, data_dir, precision, busy):
 
 @contextlib.contextmanager
 def all_cores():
-    """Start processes here that may use all cores: they would inherit the one that this thread is bound to."""
-    if not hasattr(os, "sched_setaffinity"):  # but on Linux, where command.bind_threads does nothing
+    """Let processes that are started here use all cores: they would inherit this thread's single one."""
+    if not hasattr(os, "sched_setaffinity"):  # not Linux, so command.bind_threads does nothing
         yield
         return
     own = os.sched_getaffinity(0)
@@ -294,17 +296,17 @@ def all_cores():
 
 @contextlib.contextmanager
 def new_process():
-    """A pool of one process, whose memory and threads nothing before has touched."""
+    """A pool with one new process, whose memory and threads are untouched by earlier measurements."""
     with all_cores():
         pool = multiprocessing.get_context("spawn").Pool(1, command.keep_freed_memory)
-    with pool:  # which ends it at once
+    with pool:  # terminates it if there is an error
         yield pool
         pool.close()
         pool.join()
 
 
 def megabytes(peak):
-    """What getrusage gives in MB: it is in bytes on macOS, in kilobytes elsewhere."""
+    """Convert getrusage's peak memory to MB: it is in bytes on macOS, in kilobytes elsewhere."""
     return peak / (1e6 if sys.platform == "darwin" else 1e3)
 
 

@@ -1,10 +1,10 @@
-"""Which of its differences from cnn2 make vgg better?
+"""Which of the differences between cnn2 and vgg make vgg better?
 
 Usage:
 
-    python -m experiments.vgg_apart [ROW...] [--seeds N]
+    python -m experiments.vgg_apart [VARIANT...] [--seeds N]
 
-From cnn2 to vgg in steps, each adding one thing to the one before; all by the exercise's recipe, for 20 epochs.
+Goes from cnn2 to vgg in steps, each of which adds one thing, all with the exercise's recipe for 20 epochs.
 """
 
 import command
@@ -23,7 +23,7 @@ from recipe import Recipe
 
 
 class Step(models.Network):
-    """vgg with fewer of its parts: `blocks` of `convolutions` each, with or without batch normalisation and dropout."""
+    """vgg without some parts: `blocks` of `convolutions` each, with or without batch normalisation and dropout."""
 
     blocks, convolutions, batch_norm, dropout = (64, 128, 256), 2, True, 0.5
 
@@ -42,7 +42,7 @@ class Step(models.Network):
 
 
 class Wider(Step):
-    """cnn2 with vgg's numbers of filters and units."""
+    """cnn2 with as many filters and units as vgg."""
 
     blocks, convolutions, batch_norm, dropout = (64, 128), 1, False, 0.0
 

@@ -1,4 +1,4 @@
-"""What the tests share. Nothing here or in a test needs a network; real training is done on scikit-learn's digits."""
+"""Shared fixtures and helpers. No test needs internet access; training is real, on scikit-learn's digits."""
 
 import contextlib
 import csv
@@ -22,17 +22,17 @@ import train
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# A background job of a script ignores Ctrl-C, and so would every command that a test starts and then interrupts.
+# Background jobs of a shell script ignore Ctrl-C, and so would the commands that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# The digits are the same each time; resizing them for each of some hundred short runs would take half a minute.
+# Cached, since resizing the digits for some hundred short runs would take half a minute.
 data.split_digits = functools.cache(data.split_digits)
 
 
 @contextlib.contextmanager
 def start(*arguments, folder):
-    """`python SCRIPT OPTION...` as a process in a folder, its output in pipes, for the time of the `with` block."""
+    """Run `python SCRIPT OPTION...` in a folder, with its output in pipes, for the duration of the `with` block."""
     words = [sys.executable, str(ROOT / arguments[0]), *map(str, arguments[1:])]
     with subprocess.Popen(words, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
@@ -43,7 +43,7 @@ def start(*arguments, folder):
 
 @pytest.fixture(autouse=True)
 def no_pictures(request, monkeypatch):
-    """Drawing would take most of the tests' time: files without a picture, unless a test is marked `pictures`."""
+    """Save placeholders instead of drawing, which would take most of the time, unless a test is marked `pictures`."""
     if not request.node.get_closest_marker("pictures"):
         leave_out_pictures(monkeypatch)
 
@@ -65,14 +65,14 @@ def leave_out_pictures(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """Whatever a test does wrong, nothing is asked of the real mirrors."""
+    """Never contact the real mirrors, even if a test goes wrong."""
     monkeypatch.setattr(download, "MIRRORS", ["http://127.0.0.1:9/"])
-    monkeypatch.setenv("no_proxy", "*")  # 127.0.0.1 is this machine
+    monkeypatch.setenv("no_proxy", "*")  # no proxy for 127.0.0.1
 
 
 @pytest.fixture
 def few_digits(monkeypatch):
-    """A fifth of the digits in each split: for what is slow and needs no accuracy."""
+    """A fifth of the digits in each split, for slow tests that need no accuracy."""
 
     def split_digits(split_seed):
         splits = whole(split_seed)
@@ -84,7 +84,7 @@ def few_digits(monkeypatch):
 
 @pytest.fixture
 def call(capsys, monkeypatch, tmp_path):
-    """call(main, option, ...) -> (exit code, stdout, stderr) of a command, run in this process in an empty folder."""
+    """call(main, option, ...) -> (exit code, stdout, stderr) of a command run in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
     def run(main, *arguments):
@@ -92,7 +92,7 @@ def call(capsys, monkeypatch, tmp_path):
         capsys.readouterr()
         try:
             code = command.run_command(lambda: main(list(map(str, arguments))))
-        except SystemExit as exit:  # argparse's way
+        except SystemExit as exit:  # how argparse exits
             code = exit.code
         return code, *capsys.readouterr()
 
@@ -101,9 +101,9 @@ def call(capsys, monkeypatch, tmp_path):
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
-    """finished_run(model) -> (run folder, output) of a short training on the digits, done once.
+    """finished_run(model) -> (run folder, output) of a short training run on the digits, which is done only once.
 
-    cnn2's is the README's command as a user starts it, pictures included; the others are trained in this process.
+    cnn2 is trained with the README's command, as a user would, with pictures; the others are trained in this process.
     """
     finished = {}
 
@@ -135,14 +135,14 @@ def train_here(model, folder):
 
 @pytest.fixture(scope="session")
 def cifar10_dir():
-    """A folder with cifar-10-batches-py/: $CIFAR10_DIR, else data/."""
+    """The folder that contains cifar-10-batches-py/: $CIFAR10_DIR, or else data/."""
     folder = Path(os.environ.get("CIFAR10_DIR", ROOT / "data")).resolve()
     if not (folder / "cifar-10-batches-py").is_dir():
-        pytest.skip("CIFAR-10 is not here: neither in $CIFAR10_DIR nor in data/")
+        pytest.skip("CIFAR-10 is neither in $CIFAR10_DIR nor in data/")
     return folder
 
 
-# What tests of a run share.
+# Helpers for tests of runs.
 
 DIGITS = ["--dataset", "digits"]
 
@@ -164,7 +164,7 @@ FILES = {
 }
 
 
-FILTERS = {"filters.npz", "filters.png", "inside.npz", "inside.png"}  # of networks with convolutions
+FILTERS = {"filters.npz", "filters.png", "inside.npz", "inside.png"}  # only of networks with convolutions
 
 
 def history_without_seconds(folder):
@@ -181,7 +181,7 @@ def assert_same_weights(*paths):
 
 
 def interrupt_call(monkeypatch, owner, name, number):
-    """Let the call of that number, from 1, of a function raise KeyboardInterrupt in its place."""
+    """Make the `number`-th call of a function, counted from 1, raise KeyboardInterrupt instead."""
     function, left = getattr(owner, name), [number]
 
     def interrupted(*arguments, **options):
@@ -205,7 +205,7 @@ def interrupted(*arguments, **options):
 
 @pytest.fixture(scope="session")
 def two_epochs(tmp_path_factory):
-    """The run folder of two uninterrupted epochs, as `quick` trains them."""
+    """The run folder of two uninterrupted epochs, trained like those of `quick`."""
     folder = tmp_path_factory.mktemp("two_epochs")
     with pytest.MonkeyPatch.context() as patch:
         leave_out_pictures(patch)

@@ -1,11 +1,10 @@
-"""Kill runs with SIGKILL at random moments, resume each, and compare with a run that was never interrupted.
+"""Kill runs with SIGKILL at random moments, resume them, and compare them with a run that was never interrupted.
 
     python -m tests.kill_runs [how many, 20] [seed, 0]
 
-A moment is a training step, or the instant before or after a file is flushed, renamed or removed: the run is killed
-from within, at the k-th of all of them, so that every part of a save is as likely as it should be and nothing depends
-on a clock. Each run is a fork of this process, which saves the seconds in which PyTorch is imported; the pictures are
-written, but not drawn as PNGs.
+A moment is the instant before or after a training step, or before or after a file is flushed, renamed or removed. The
+run kills itself at one of them, all equally likely, so that every part of a save gets its turn and nothing depends on
+timing. Each run is a fork of this process, which saves the seconds for importing PyTorch; pictures are placeholders.
 """
 
 import contextlib
@@ -27,7 +26,7 @@ OPTIONS = ["--model", "cnn1", "--dataset", "digits", "--epochs", "4", "--batch-s
 
 
 class Moments:
-    """Counts moments; at the number `fatal` the process kills itself."""
+    """Counts moments, and kills the process at number `fatal`."""
 
     def __init__(self, fatal):
         self.count, self.fatal = 0, fatal
@@ -50,7 +49,7 @@ class Moments:
 
 
 def run(folder, *options, fatal=None):
-    """Run train.py in a fork; (number of moments or None, exit code, negative for a signal)."""
+    """Run train.py in a fork -> (number of moments, 0 if killed; exit code, negative for a signal)."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -71,7 +70,7 @@ def run(folder, *options, fatal=None):
 
 
 def evidence(folder):
-    """What must be equal: all weights, the optimiser's state, the history and the metrics without seconds."""
+    """What must be equal: weights, optimiser state, history and metrics without seconds, file names."""
     best, last = (runs.load_checkpoint(folder / "cnn1" / name) for name in ("best.pt", "last.pt"))
     state = [tensor for part in last.optimizer["state"].values() for tensor in part.values()]
     tensors = [*best.weights.values(), *last.weights.values(), *state]
@@ -100,8 +99,8 @@ def main():
             epochs.append(loaded[-1] if resumable else 0)
             _, code = run(folder, *(["--resume"] if resumable else []))
             assert code == 0, f"moment {fatal}: the resumed run ended with {code}"
-            assert evidence(folder) == expected, f"killed at moment {fatal} of {moments}: another result"
-    print(f"{count} runs killed at one of {moments} moments, after {epochs} epochs: all ended as the uninterrupted one")
+            assert evidence(folder) == expected, f"killed at moment {fatal} of {moments}: different result"
+    print(f"{count} runs killed at one of {moments} moments, after {epochs} epochs: all equal the uninterrupted one")
 
 
 if __name__ == "__main__":

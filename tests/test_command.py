@@ -20,15 +20,15 @@ from recipe import Recipe
 
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py", "plots.py"])
-def test_ctrl_c_during_the_imports_gives_no_traceback(tmp_path, script):
-    (tmp_path / "numpy.py").write_text("raise KeyboardInterrupt")  # comes while a large library is imported
+def test_ctrl_c_during_imports_prints_no_traceback(tmp_path, script):
+    (tmp_path / "numpy.py").write_text("raise KeyboardInterrupt")  # as if pressed while a large library is imported
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, ROOT / script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode in (130, -2) and done.stderr == ""
 
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py", "plots.py"])
-def test_what_is_not_needed_for_an_answer_is_not_imported(script):
+def test_usage_error_is_reported_without_slow_imports(script):
     command_line = [sys.executable, "-X", "importtime", ROOT / script, "--no-such-option"]
     done = subprocess.run(command_line, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -36,11 +36,11 @@ def test_what_is_not_needed_for_an_answer_is_not_imported(script):
     assert "numpy" in imported and not imported & {"torchvision", "sklearn", "scipy"}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="OpenMP binds threads on Linux only")
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are bound on Linux only")
 @pytest.mark.parametrize(
     "setting", [{}, {"OMP_PROC_BIND": "false"}, {"OMP_NUM_THREADS": "2"}, {"MKL_NUM_THREADS": "2"}]
 )
-def test_threads_keep_to_cores_unless_the_user_says_otherwise(setting):
+def test_threads_are_bound_to_cores_unless_the_user_configures_them(setting):
     program = """
 import command
 command.start()
@@ -60,8 +60,8 @@ print(len(before) > 1 and os.sched_getaffinity(0) < before)
     assert done.stdout.strip() == str(bound)
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux alone binds threads")
-def test_importing_the_modules_changes_nothing():
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="threads are bound on Linux only")
+def test_importing_modules_has_no_side_effects():
     modules = ", ".join(path.stem for path in ROOT.glob("*.py"))
     program = f"""
 import os, signal, sys
@@ -79,14 +79,14 @@ print(before == after, style == dict(matplotlib.rcParams), torch.are_determinist
 
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py", "plots.py"])
-def test_scripts_run_where_python_leaves_out_their_folder(tmp_path, script):
+def test_scripts_run_with_safe_path(tmp_path, script):
     environment = os.environ | {"PYTHONSAFEPATH": "1"}
     words = [sys.executable, ROOT / script, "--help"]
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout.startswith("usage"), done.stderr
 
 
-def test_second_ctrl_c_while_the_first_is_answered_gives_no_traceback(tmp_path):
+def test_second_ctrl_c_prints_no_traceback(tmp_path):
     program = """
 import command
 command.start()
@@ -108,9 +108,9 @@ command.run_command(fail)
 
 
 def test_other_errors_keep_their_traceback():
-    program = "import command\nraise ValueError('a mistake of the program')"
+    program = "import command\nraise ValueError('a bug')"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "Traceback" in done.stderr and "a mistake of the program" in done.stderr
+    assert done.returncode == 1 and "Traceback" in done.stderr and "a bug" in done.stderr
 
 
 @pytest.mark.parametrize("main", [train.main, evaluate.main, plots.main], ids=lambda main: main.__module__)
@@ -130,7 +130,7 @@ def test_help_lists_the_options(call, main):
         RuntimeError("MPS backend out of memory"),
     ],
 )
-def test_too_little_memory_gets_one_line(call, error):
+def test_out_of_memory_prints_one_line(call, error):
     def main(arguments):
         raise error
 
@@ -138,7 +138,7 @@ def test_too_little_memory_gets_one_line(call, error):
     assert code == 2 and "out of memory" in err and "--batch-size" in err and len(err.splitlines()) == 1
 
 
-def test_full_disk_behind_standard_output_is_named(call):
+def test_full_disk_on_standard_output_is_named(call):
     def main(arguments):
         raise OSError(28, "No space left on device")
 
@@ -147,8 +147,8 @@ def test_full_disk_behind_standard_output_is_named(call):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
-def test_output_to_a_full_disk_gets_one_line(finished_run):
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a Linux device")
+def test_output_to_a_full_disk_prints_one_line(finished_run):
     with open("/dev/full", "w") as full:
         folder = finished_run("cnn2")[0]
         done = subprocess.run(
@@ -158,7 +158,7 @@ def test_output_to_a_full_disk_gets_one_line(finished_run):
 
 
 @pytest.mark.slow
-def test_run_whose_reader_goes_away_says_how_to_go_on(tmp_path):
+def test_run_with_a_closed_pipe_says_how_to_resume(tmp_path):
     options = ["--model", "cnn1", "--dataset", "digits", "--epochs", 100_000]
     with start("train.py", *options, folder=tmp_path) as process:
         for line in process.stdout:
@@ -170,7 +170,7 @@ def test_run_whose_reader_goes_away_says_how_to_go_on(tmp_path):
     assert "--resume" in err and "Traceback" not in err
 
 
-def test_closed_streams_and_foreign_characters_end_nothing(monkeypatch, capsys):
+def test_closed_streams_and_unencodable_characters_are_harmless(monkeypatch, capsys):
     ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", ascii_only)
     monkeypatch.setattr(sys, "stderr", None)
@@ -183,7 +183,7 @@ def test_closed_streams_and_foreign_characters_end_nothing(monkeypatch, capsys):
     assert ascii_only.buffer.getvalue() == b"\\u732b\n"
 
 
-def test_text_from_outside_can_do_nothing_to_a_terminal(call):
+def test_control_characters_in_messages_are_escaped(call):
     def main(arguments):
         raise command.UserError("a file \x1b[2J\n says", "and a second line")
 
@@ -191,7 +191,7 @@ def test_text_from_outside_can_do_nothing_to_a_terminal(call):
     assert err.splitlines() == ["test_command.py: a file \\x1b[2J\\n says", "and a second line"]
 
 
-def test_waiting_for_another_process_is_said(tmp_path, monkeypatch):
+def test_waiting_for_another_process_is_announced(tmp_path, monkeypatch):
     def wait():
         with command.locked(tmp_path, "Waiting for the other one"):
             said.append("has it")
@@ -210,21 +210,21 @@ def test_waiting_for_another_process_is_said(tmp_path, monkeypatch):
     assert said == ["Waiting for the other one", "is free", "has it"]
 
 
-def test_a_file_that_fails_while_it_is_read_is_named(call, monkeypatch):
+def test_read_error_names_the_file(call, monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
     code, out, err = call(lambda arguments: command.read_bytes(__file__))
     assert code == 2 and err.endswith("test_command.py: Input/output error\n")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes")
-def test_pipes_are_not_waited_for(tmp_path):
+def test_reading_a_pipe_fails_instead_of_blocking(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for read in (command.read_bytes, runs.load_checkpoint, runs.read_rows):
         with pytest.raises(OSError, match="Not a regular file"):
             read(tmp_path / "pipe")
 
 
-def test_a_file_system_without_locks_is_used_all_the_same(tmp_path, monkeypatch, capsys):
+def test_file_system_without_locks_is_used_anyway(tmp_path, monkeypatch, capsys):
     def refuse(handle, operation):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -236,7 +236,7 @@ def test_a_file_system_without_locks_is_used_all_the_same(tmp_path, monkeypatch,
     assert "can't be locked" in err and len(err.splitlines()) == 1
 
 
-def test_torchvision_that_does_not_fit_gets_one_line(call):
+def test_incompatible_torchvision_prints_one_line(call):
     def main(arguments):
         raise RuntimeError("operator torchvision::nms does not exist")
 
@@ -246,7 +246,7 @@ def test_torchvision_that_does_not_fit_gets_one_line(call):
     )
 
 
-def test_a_gpu_that_can_not_compute_is_said_and_not_used(call, monkeypatch, capsys):
+def test_unusable_gpu_is_reported_and_replaced_by_the_cpu(call, monkeypatch, capsys):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))  # which isn't here
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -254,13 +254,13 @@ def test_a_gpu_that_can_not_compute_is_said_and_not_used(call, monkeypatch, caps
         command, "why_unusable", lambda device: "too old" if torch.device(device).type == "cuda" else None
     )
     assert command.choose_device("auto") == torch.device("cpu")
-    assert "the CPU is: too old" in capsys.readouterr().err
+    assert "on the CPU, because the GPU can't be used: too old" in capsys.readouterr().err
     with pytest.raises(command.UsageError, match="--device cuda can't be used here: too old"):
         command.choose_device("cuda")
 
 
-@pytest.mark.skipif(not command.CORES, reason="Linux alone binds threads")
-def test_on_a_gpu_nothing_is_bound(monkeypatch):
+@pytest.mark.skipif(not command.CORES, reason="threads are bound on Linux only")
+def test_threads_are_not_bound_with_a_gpu(monkeypatch):
     monkeypatch.setattr(command, "why_unusable", lambda device: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     bound = {min(command.CORES)}
@@ -272,7 +272,7 @@ def test_on_a_gpu_nothing_is_bound(monkeypatch):
         os.sched_setaffinity(0, command.CORES)
 
 
-def test_what_can_not_be_compiled_gets_one_line(monkeypatch):
+def test_failed_compilation_prints_one_line(monkeypatch):
     def refuse(function):
         def call(*arguments):
             raise torch._dynamo.exc.BackendCompilerFailed(None, RuntimeError("No C++ compiler\nwas found"), None)
@@ -284,7 +284,7 @@ def test_what_can_not_be_compiled_gets_one_line(monkeypatch):
         command.compiled(abs)(1)
 
 
-def test_patterns_that_the_shell_left_are_expanded(tmp_path, monkeypatch):
+def test_patterns_that_the_shell_did_not_expand_are_expanded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("b.pt", "a.pt", "[c].pt"):
         Path(name).touch()
@@ -292,13 +292,13 @@ def test_patterns_that_the_shell_left_are_expanded(tmp_path, monkeypatch):
     assert paths == [Path("[c].pt"), Path("a.pt"), Path("b.pt"), Path("[c].pt"), Path("d*.pt")]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="a terminal of Unix")
-def test_training_goes_on_when_its_terminal_is_gone(tmp_path):
+@pytest.mark.skipif(os.name == "nt", reason="needs a Unix terminal")
+def test_training_continues_when_its_terminal_is_closed(tmp_path):
     terminal, end = os.openpty()
     words = [sys.executable, ROOT / "train.py", "--model", "dense", "--dataset", "digits", "--epochs", "30"]
     with subprocess.Popen(words, cwd=tmp_path, stdout=end, stderr=end, start_new_session=True) as process:
         os.close(end)
-        os.read(terminal, 10)  # it has begun to print
+        os.read(terminal, 10)  # it has started to print
         os.close(terminal)
         assert process.wait(timeout=240) == 0
     assert (tmp_path / "outs/digits/dense/metrics.json").exists()

@@ -14,11 +14,11 @@ import data
 import download
 import models
 
-LAST_MIRROR = download.MIRRORS[-1]  # in the tests there is another
+LAST_MIRROR = download.MIRRORS[-1]  # the no_network fixture replaces the list
 
 
 def a_split(count=100):
-    """Images that carry their own number in their first pixel."""
+    """Images with their index in the first pixel."""
     images = torch.zeros(count, 3, 32, 32, dtype=torch.uint8)
     images[:, 0, 0, 0] = torch.arange(count)
     return data.Split(images, torch.arange(count))
@@ -49,13 +49,13 @@ def test_split_seed_decides_the_validation_images():
 
 
 def test_split_is_the_same_everywhere():
-    """A checkpoint remembers the split seed alone; what it means must not change with scikit-learn's version."""
+    """A checkpoint stores only the split seed, so the split must not depend on the version of scikit-learn."""
     train, validation = data.stratified(np.arange(50_000) % 10, data.VALIDATION, 0)
     assert hashlib.md5(validation.astype("<i8").tobytes()).hexdigest() == "97ff54045dafde48c1dbda165d5e9ae7"
     assert len(train) == 45_000 and not set(train) & set(validation)
 
 
-def test_an_epoch_visits_every_image_once_in_an_order_of_its_own():
+def test_each_epoch_visits_every_image_once_in_its_own_order():
     split = a_split()
     orders = {}
     for seed, epoch in ((0, 1), (0, 2), (1, 1)):
@@ -73,8 +73,8 @@ def test_an_epoch_visits_every_image_once_in_an_order_of_its_own():
     assert len(set(orders.values())) == 3
 
 
-def test_each_third_epoch_visits_an_easy_image():
-    """Easy are those of the lowest losses, once all images have been visited in three epochs."""
+def test_easy_images_are_visited_in_every_third_epoch():
+    """Easy images are those with the lowest losses, from the fourth epoch on."""
     losses = torch.arange(300.0)
     visits = torch.zeros(300, dtype=torch.int64)
     assert len(data.epoch_order(losses, 2 / 3, 0, 3)) == 300
@@ -86,14 +86,14 @@ def test_each_third_epoch_visits_an_easy_image():
     assert 3 + visits.double().mean() == pytest.approx(data.epochs_for_an_image(2 / 3, 9))
 
 
-def test_a_square_is_hidden_where_told():
+def test_cutout_covers_the_given_square():
     images = torch.full((2, 3, 32, 32), 7, dtype=torch.uint8)
     hidden = augmentation.hide_square(images, torch.tensor([[0, 0], [22, 5]])) == augmentation.GREY
     assert hidden[0, :, :10, :10].all() and hidden[1, :, 22:, 5:15].all()
     assert hidden.sum() == 2 * 3 * augmentation.HIDDEN**2
 
 
-def test_augmentation_flips_and_shifts_as_told():
+def test_augmentation_flips_and_translates_as_given():
     images = torch.randint(1, 256, (4, 3, 32, 32), dtype=torch.uint8)
     flips = torch.tensor([False, True, False, True])
     shifts = torch.tensor([[0, 0], [0, 0], [2, -1], [-1, 2]])
@@ -103,10 +103,10 @@ def test_augmentation_flips_and_shifts_as_told():
     padded = np.pad(images, [(0, 0), (0, 0), (2, 2), (2, 2)], mode="reflect")
     assert np.array_equal(result[2], padded[2, :, :32, 3:35]), "2 down, 1 to the left"
     mirrored = np.pad(images.flip(-1), [(0, 0), (0, 0), (2, 2), (2, 2)], mode="reflect")
-    assert np.array_equal(result[3], mirrored[3, :, 3:35, :32]), "mirrored, then 1 up, 2 to the right"
+    assert np.array_equal(result[3], mirrored[3, :, 3:35, :32]), "flipped, then 1 up, 2 to the right"
 
 
-def test_augmentation_varies_by_image_and_epoch_and_repeats_by_seed():
+def test_augmentation_depends_on_image_epoch_and_seed_only():
     split = data.Split(torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8), torch.arange(64))
 
     def epoch(number, seed=0):
@@ -118,7 +118,7 @@ def test_augmentation_varies_by_image_and_epoch_and_repeats_by_seed():
     assert changed.sum() > 55, "almost every image"
 
 
-def test_each_image_is_mirrored_in_every_other_epoch(monkeypatch):
+def test_each_image_is_flipped_in_every_other_epoch(monkeypatch):
     monkeypatch.setattr(augmentation, "MAX_SHIFT", 0)
     monkeypatch.setattr(augmentation, "HIDDEN", 0)
     split = data.Split(torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8), torch.arange(64))
@@ -139,12 +139,12 @@ FILES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "bat
 
 @pytest.fixture
 def small_cifar10(tmp_path, monkeypatch):
-    """A folder with files in CIFAR-10's format, of ten images each, and their MD5s for torchvision to expect."""
+    """A folder with files in CIFAR-10's format, with ten images each, and torchvision set to expect their MD5s."""
     folder = tmp_path / "small" / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     for number, name in enumerate(FILES[:-1]):
         pixels = np.full((10, 3072), 10 * number, np.uint8) + np.arange(10, dtype=np.uint8)[:, None]
-        batch = {"data": pixels, "labels": list(range(10))}  # of an image: ten times its file, plus its label
+        batch = {"data": pixels, "labels": list(range(10))}  # each pixel: ten times the file's number, plus the label
         (folder / name).write_bytes(pickle.dumps(batch))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": data.CLASSES["cifar10"]}))
     md5 = {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in FILES}
@@ -156,7 +156,7 @@ def small_cifar10(tmp_path, monkeypatch):
 
 @pytest.fixture
 def small_archive(small_cifar10, tmp_path, monkeypatch):
-    """The same folder as a cifar-10-python.tar.gz, which data.py takes for the official one."""
+    """The same folder as a cifar-10-python.tar.gz that is accepted as the official one."""
     path = tmp_path / "cifar-10-python.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
         archive.add(small_cifar10 / "cifar-10-batches-py", "cifar-10-batches-py")
@@ -175,13 +175,13 @@ def names_in(folder):
     return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
 
 
-def test_archive_in_the_data_folder_is_enough(folder_with_archive):
+def test_archive_in_the_data_folder_is_extracted(folder_with_archive):
     test = data.load_splits("cifar10", folder_with_archive, ["test"])["test"]
     assert test.labels.tolist() == list(range(10)) and (test.images // 10 == 5).all()
     assert names_in(folder_with_archive) == ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
 
 
-def test_archive_is_fetched_once_and_split(small_archive, tmp_path, monkeypatch):
+def test_archive_is_downloaded_once_and_split(small_archive, tmp_path, monkeypatch):
     def fetch_archive(archive):
         fetched.append(archive)
         shutil.copy(small_archive, archive)
@@ -197,30 +197,32 @@ def test_archive_is_fetched_once_and_split(small_archive, tmp_path, monkeypatch)
     assert fetched == [tmp_path / "new" / "cifar-10-python.tar.gz"]
 
 
-def test_extracted_archive_is_kept_in_a_relative_folder_too(folder_with_archive, monkeypatch):
+def test_archive_is_extracted_in_a_relative_data_folder_too(folder_with_archive, monkeypatch):
     monkeypatch.chdir(folder_with_archive)
     data.load_splits("cifar10", ".", ["test"])
     assert (folder_with_archive / "cifar-10-batches-py").is_dir()
 
 
-def test_archive_in_a_read_only_folder_is_enough(folder_with_archive, monkeypatch):
-    def refuse(path, *arguments):  # permissions wouldn't stop root
+def test_archive_in_a_read_only_folder_is_read(folder_with_archive, monkeypatch):
+    def refuse(path, *arguments):  # root ignores permissions
         raise PermissionError(13, "Permission denied", str(path))
 
     mkdir = Path.mkdir
-    monkeypatch.setattr(Path, "mkdir", lambda path, *how, **ways: (mkdir if ways else refuse)(path, *how, **ways))
+    monkeypatch.setattr(
+        Path, "mkdir", lambda path, *args, **kwargs: (mkdir if kwargs else refuse)(path, *args, **kwargs)
+    )
     assert len(data.load_splits("cifar10", folder_with_archive, ["test"])["test"].labels) == 10
     assert not (folder_with_archive / "cifar-10-batches-py").exists()
 
 
-def test_what_a_kill_left_in_the_data_folder_does_not_stay(folder_with_archive):
+def test_leftovers_of_a_killed_extraction_are_removed(folder_with_archive):
     (folder_with_archive / ".extracting").mkdir()
     (folder_with_archive / ".extracting" / "data_batch_1").write_text("half")
     data.load_splits("cifar10", folder_with_archive, ["test"])
     assert names_in(folder_with_archive) == ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
 
 
-def test_the_batch_folder_itself_or_one_level_down_is_found(small_cifar10, tmp_path):
+def test_batch_folder_is_found_directly_or_one_level_down(small_cifar10, tmp_path):
     assert len(data.load_splits("cifar10", small_cifar10 / "cifar-10-batches-py", ["test"])["test"].labels) == 10
     (tmp_path / "nested").mkdir()
     shutil.copytree(small_cifar10, tmp_path / "nested" / "cifar-10-batches-py")
@@ -252,10 +254,10 @@ def refuse_each_damage(data_dir, name):
         assert [other for other in FILES if f"/{other} is" in message] == [name]
 
 
-# From here on: the real CIFAR-10.
+# From here on, tests of the real CIFAR-10.
 
 
-def test_what_is_fetched_is_what_torchvision_expects():
+def test_download_matches_what_torchvision_expects():
     assert (CIFAR10.base_folder, CIFAR10.filename, CIFAR10.tgz_md5) == (
         download.FOLDER,
         download.ARCHIVE,
@@ -273,8 +275,8 @@ def test_cifar10_is_split_45000_5000_10000(cifar10_dir):
         assert torch.bincount(split.labels).tolist() == [per_class] * 10
     official = CIFAR10(cifar10_dir, train=True).data
     seen = np.concatenate([splits[name].images.permute(0, 2, 3, 1).numpy() for name in ("train", "validation")])
-    assert sorted(map(bytes, seen)) == sorted(map(bytes, official)), "together the official training images"
-    # Published for the official 50,000: 125.3, 123.0, 113.9 and 63.0, 62.1, 66.7.
+    assert sorted(map(bytes, seen)) == sorted(map(bytes, official)), "together, they are the official training images"
+    # Published for the official 50,000: mean 125.3, 123.0, 113.9 and std 63.0, 62.1, 66.7.
     mean, std = models.channel_statistics(splits["train"].images)
     np.testing.assert_allclose(mean, [125.3, 123.0, 113.9], atol=0.3)
     np.testing.assert_allclose(std, [63.0, 62.1, 66.7], atol=0.3)
@@ -282,7 +284,7 @@ def test_cifar10_is_split_45000_5000_10000(cifar10_dir):
 
 def test_training_does_not_read_the_test_images(cifar10_dir, monkeypatch):
     def refuse(root, train):
-        assert train, "the test batch was asked for"
+        assert train, "the test batch was requested"
         return CIFAR10(root, train=train)
 
     monkeypatch.setattr("torchvision.datasets.CIFAR10", refuse)
@@ -303,8 +305,8 @@ def test_each_missing_or_damaged_official_file_is_named(cifar10_dir, tmp_path, n
 
 
 @pytest.mark.slow
-def test_archive_of_the_official_files_is_enough(cifar10_dir, tmp_path, monkeypatch):
-    """The folder as a tar.gz, hardly compressed; the official archive has other bytes but the same members."""
+def test_archive_of_the_official_files_is_read(cifar10_dir, tmp_path, monkeypatch):
+    """The folder as a barely compressed tar.gz: same members as the official archive, different bytes."""
     path = tmp_path / "cifar-10-python.tar.gz"
     with tarfile.open(path, "w:gz", compresslevel=1) as archive:
         archive.add(cifar10_dir / "cifar-10-batches-py", "cifar-10-batches-py")

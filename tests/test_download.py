@@ -1,4 +1,4 @@
-"""The download, against a server on this machine that behaves as badly as servers do."""
+"""The download, from a local server that misbehaves as servers do."""
 
 import hashlib
 import http.server
@@ -23,7 +23,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", "http://[half an address/\x1b[2J")
             return self.end_headers()
-        if self.path == "/silent":  # connected, but never an answer: until the client has enough
+        if self.path == "/silent":  # accepts the connection but never answers, until the client gives up
             return self.connection.recv(1)
         body = ARCHIVE
         if self.path == "/wrong":
@@ -40,7 +40,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             elif self.path == "/endless":
                 while True:
                     self.wfile.write(body)
-            elif self.path == "/slow":  # byte by byte, until the client has enough
+            elif self.path == "/slow":  # byte by byte, until the client gives up
                 for byte in body:
                     self.wfile.write(bytes([byte]))
             else:
@@ -61,7 +61,7 @@ def server(monkeypatch):
         monkeypatch.setattr(download, "ARCHIVE_BYTES", len(ARCHIVE))
         monkeypatch.setattr(download, "ARCHIVE_MD5", hashlib.md5(ARCHIVE).hexdigest())
         monkeypatch.setattr(download, "TIMEOUT", 2)
-        # Slow is what brings single bytes at a time, whatever the clock says: the tests must not depend on it.
+        # Here, a mirror is slow if it sends single bytes, so that the tests don't depend on timing.
         monkeypatch.setattr(download, "SLOW_SECONDS", 0)
         monkeypatch.setattr(download, "SLOW_BYTES", 100)
         yield server
@@ -80,7 +80,7 @@ def mirrors(server, monkeypatch, *paths):
 @pytest.mark.parametrize(
     "bad", ["/dead", "/missing", "/silent", "/slow", "/truncated", "/wrong", "/page", "/endless", "/riddle"]
 )
-def test_the_next_mirror_is_used_and_nothing_broken_stays(server, monkeypatch, tmp_path, bad, capsys):
+def test_next_mirror_is_used_and_no_broken_file_is_left(server, monkeypatch, tmp_path, bad, capsys):
     addresses = mirrors(server, monkeypatch, bad, "/good", "/never")
     download.fetch_archive(tmp_path / "archive.tar.gz")
     assert [path.name for path in tmp_path.iterdir()] == ["archive.tar.gz"]
@@ -90,13 +90,13 @@ def test_the_next_mirror_is_used_and_nothing_broken_stays(server, monkeypatch, t
     assert addresses[0] in out and "100 %" in out
 
 
-def test_the_last_mirror_may_be_slow(server, monkeypatch, tmp_path):
+def test_last_mirror_may_be_slow(server, monkeypatch, tmp_path):
     mirrors(server, monkeypatch, "/slow")
     download.fetch_archive(tmp_path / "archive.tar.gz")
     assert (tmp_path / "archive.tar.gz").read_bytes() == ARCHIVE
 
 
-def test_where_all_fail_every_address_stands_with_its_reason_and_the_ways_out(server, monkeypatch, tmp_path):
+def test_if_all_mirrors_fail_the_message_has_every_reason_and_the_alternatives(server, monkeypatch, tmp_path):
     addresses = mirrors(
         server, monkeypatch, "/dead", "/missing", "/truncated", "/wrong", "/page", "/endless", "/silent"
     )

@@ -33,7 +33,7 @@ from metrics import mean_loss_and_accuracy
 DIGITS = ["--dataset", "digits", "--folder", "folder"]
 
 
-def test_softmax_twice_trains_on_probabilities_and_is_measured_as_the_network_it_is(call, tmp_path, few_digits):
+def test_softmax_twice_trains_on_probabilities_and_is_evaluated_as_plain_cnn2(call, tmp_path, few_digits):
     code, out, err = call(softmax_twice.main, *DIGITS, "--epochs", "1")
     assert code == 0, err
     first = runs.read_history("folder")
@@ -41,7 +41,7 @@ def test_softmax_twice_trains_on_probabilities_and_is_measured_as_the_network_it
     assert all(floor < loss < math.log(10) for loss in (first["train_loss"][0], first["validation_loss"][0]))
     model, checkpoint = models.load_model("folder/best.pt")
     assert type(model) is models.CNN2
-    device = command.choose_device("auto")  # as for the training
+    device = command.choose_device("auto")  # as in training
     test = evaluate.infer(model.to(device), data.load_splits("digits", "", ["test"])["test"].to(device))
     metrics = json.loads((tmp_path / "folder/metrics.json").read_text())
     (row,) = runs.read_rows("folder/true_loss.csv")
@@ -51,7 +51,7 @@ def test_softmax_twice_trains_on_probabilities_and_is_measured_as_the_network_it
         assert np.array_equal(saved["probabilities"], test.probabilities())
 
 
-def test_an_experiment_goes_on_where_it_was_stopped(call, tmp_path, monkeypatch, few_digits):
+def test_stopped_experiment_is_resumed(call, tmp_path, monkeypatch, few_digits):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
@@ -64,7 +64,7 @@ def test_an_experiment_goes_on_where_it_was_stopped(call, tmp_path, monkeypatch,
     assert code == 2 and "another recipe" in err and len(err.splitlines()) == 1
 
 
-def test_curves_are_those_of_the_histories(call, tmp_path, few_digits):
+def test_curves_match_the_histories(call, tmp_path, few_digits):
     options = ["--dataset", "digits", "--epochs", "2", "--out-dir", "."]
     for model in ("dense", "cnn1"):
         assert call(train.main, "--model", model, *options)[0] == 0
@@ -82,7 +82,7 @@ def test_curves_are_those_of_the_histories(call, tmp_path, few_digits):
     assert (tmp_path / "curves.png").exists()
 
 
-def test_each_row_of_the_ablation_leaves_out_what_it_says():
+def test_each_ablation_variant_leaves_out_what_its_name_says():
     settings = dataclasses.asdict(ablation.IMPROVED)
     changed = {
         name: {setting for setting, value in dataclasses.asdict(variant.recipe).items() if value != settings[setting]}
@@ -97,7 +97,7 @@ def test_each_row_of_the_ablation_leaves_out_what_it_says():
         "adamw_instead_of_muon": {"optimizer", "learning_rate"},
     }
     for name, variant in ablation.VARIANTS.items():
-        if name not in changed:  # another learning rate of a row
+        if name not in changed:  # a variant with another learning rate
             other = ablation.VARIANTS[name.rpartition("_")[0]].recipe
             assert variant.recipe == dataclasses.replace(other, learning_rate=float(name.rpartition("_")[2])) != other
     networks = {name: (variant.name, variant.network) for name, variant in ablation.VARIANTS.items()}
@@ -112,20 +112,20 @@ def test_each_row_of_the_ablation_leaves_out_what_it_says():
     assert kernel[1, 1] != 1 and models.build("vgg_fast").layers[2].weight[0, 0, 1, 1] == 1
 
 
-def test_effects_are_differences_of_means_with_students_interval():
+def test_effects_are_differences_of_means_with_t_intervals():
     values = {"all": [0.90, 0.91, 0.92], "less": [0.88, 0.90, 0.89], "same": [0.91, 0.90, 0.92]}
     pairs = [("all", None), ("less", "all"), ("same", "all"), ("missing", "less")]
     less, same = common.effects(values, pairs)
     assert less["difference"] == pytest.approx(-0.02) and less["baseline"] == same["baseline"] == "all"
     assert same["difference"] == pytest.approx(0) and same["low"] < 0 < same["high"]
-    # Each row has a standard deviation of 0.01, so that the pooled one is that, with 6 degrees of freedom.
+    # Each variant has a standard deviation of 0.01, so the pooled one is 0.01 too, with 6 degrees of freedom.
     margin = 2.4469 * 0.01 * math.sqrt(2 / 3)
     assert [less["low"], less["high"]] == pytest.approx([-0.02 - margin, -0.02 + margin], abs=1e-6)
-    assert common.effects({"less": values["less"]}, pairs) == [], "what it is set against isn't there"
+    assert common.effects({"less": values["less"]}, pairs) == [], "the baseline is missing"
     assert common.effects({row: each[:1] for row, each in values.items()}, pairs) == [], "one seed has no spread"
 
 
-def test_the_last_step_from_cnn2_is_vgg():
+def test_last_step_from_cnn2_is_vgg():
     networks = []
     for network in ("vgg", vgg_apart.Step):
         torch.manual_seed(0)
@@ -136,7 +136,7 @@ def test_the_last_step_from_cnn2_is_vgg():
     assert sizes == sorted(sizes)
 
 
-def test_precision_and_learning_rate_are_those_of_the_row(call, few_digits):
+def test_variants_use_their_precision_and_learning_rate(call, few_digits):
     for experiment, row in ((precision, "fp32"), (precision, "bf16"), (learning_rates, "dense_1e-3")):
         assert call(experiment.main, row, *DIGITS, "--epochs", "1", "--seeds", "1")[0] == 0
     saved = {row: runs.load_checkpoint(f"folder/{row}/0/last.pt") for row in ("fp32", "bf16", "dense_1e-3")}
@@ -146,7 +146,7 @@ def test_precision_and_learning_rate_are_those_of_the_row(call, few_digits):
     assert saved["fp32"].history[0]["train_loss"] != saved["bf16"].history[0]["train_loss"]
 
 
-def test_ablation_trains_a_row_without_the_test_split(call, tmp_path, few_digits, monkeypatch):
+def test_ablation_trains_variants_without_the_test_split(call, tmp_path, few_digits, monkeypatch):
     def load(dataset, data_dir, names, **options):
         assert "test" not in names
         return load_splits(dataset, data_dir, names, **options)
@@ -172,10 +172,10 @@ def test_ablation_trains_a_row_without_the_test_split(call, tmp_path, few_digits
     assert call(ablation.main, *options)[1] == "", "nothing is trained twice"
     assert call(ablation.main, "typo", *DIGITS)[0] == 2
     code, out, err = call(ablation.main, "all_parts", *DIGITS, "--epochs", "2")
-    assert code == 2 and "holds a run of 1 epochs" in err and "epoch" not in out, "runs of other epochs aren't mixed in"
+    assert code == 2 and "holds a run of 1 epochs" in err and "epoch" not in out, "runs of other lengths aren't mixed"
 
 
-def test_rows_that_are_compared_with_no_other_are_tried_with_one_seed(call, tmp_path, monkeypatch):
+def test_variants_without_a_comparison_get_one_seed(call, tmp_path, monkeypatch):
     def train_it(place, *arguments):
         place.mkdir(parents=True)
         runs.write_atomically(place / runs.HISTORY, runs.csv_bytes([dict.fromkeys(runs.HISTORY_COLUMNS, 1)]))
@@ -214,7 +214,7 @@ def test_experiments_on_digits_do_not_touch_the_results_on_cifar10(call, tmp_pat
     assert [path.name for path in (tmp_path / "outs").iterdir()] == ["digits"]
 
 
-def test_seeds_are_trained_once_and_summed_up_with_the_committed_run(call, tmp_path, few_digits, monkeypatch):
+def test_seeds_are_trained_once_and_summarised_with_the_committed_run(call, tmp_path, few_digits, monkeypatch):
     monkeypatch.setattr(seeds, "VARIANTS", {"dense": seeds.VARIANTS["dense"]})
     monkeypatch.setattr(seeds, "COMMITTED", {"dense": tmp_path / "committed"})
     options = ["--model", "dense", "--dataset", "digits", "--epochs", "1", "--out-dir", ".", "--run-name", "committed"]
@@ -229,17 +229,17 @@ def test_seeds_are_trained_once_and_summed_up_with_the_committed_run(call, tmp_p
         assert float(row["test_accuracy"]) == metrics["test"]["accuracy"]
         assert int(row["seed"]) == metrics["settings"]["seed"] and row["precision"] == metrics["precision"]
     assert len({runs.read_metrics(folder)["train"]["loss"] for folder in ("committed", *others)}) == 3
-    # The only epoch is the best and the last.
+    # With one epoch, the best is also the last.
     assert rows[0]["last_test_accuracy"] == ""
     assert all(float(row["last_test_accuracy"]) == pytest.approx(float(row["test_accuracy"])) for row in rows[1:])
     assert (tmp_path / "folder/seeds.png").exists()
-    shutil.copytree("folder/dense/1", "folder/dense/1.old")  # no seed
-    shutil.copytree("committed", "folder/dense/0")  # seed 0 once more
+    shutil.copytree("folder/dense/1", "folder/dense/1.old")  # not a seed
+    shutil.copytree("committed", "folder/dense/0")  # a second seed 0
     code, out, err = call(seeds.main, *DIGITS, "--seeds", "3", "--epochs", "1")
     assert code == 0 and "epoch" not in out and len(runs.read_rows("folder/seeds.csv")) == 3
     code, out, err = call(seeds.main, *DIGITS, "--seeds", "2", "--epochs", "2")
-    assert code == 2 and "holds a run of another recipe" in err and "epoch 1" not in out
-    # What is committed is of another recipe here.
+    assert code == 2 and "holds a run with another recipe" in err and "epoch 1" not in out
+    # Here the committed run has another recipe.
     options = ["--dataset", "digits", "--folder", "longer", "--seeds", "1", "--epochs", "2"]
     assert call(seeds.main, *options)[0] == 0
     assert [row["seed"] for row in runs.read_rows("longer/seeds.csv")] == ["0"]

@@ -45,7 +45,7 @@ def test_metrics_agree_with_scikit_learn_on_the_saved_predictions(finished_run):
     assert test["accuracy_interval"] == close([interval.low, interval.high])
 
 
-def test_calibration_error_is_that_of_the_saved_predictions(finished_run):
+def test_calibration_error_matches_the_saved_predictions(finished_run):
     folder, _ = finished_run("cnn2")
     test = json.loads((folder / "metrics.json").read_text())["test"]
     saved = np.load(folder / "predictions_test.npz")
@@ -66,8 +66,8 @@ def test_calibration_of_known_predictions():
     assert [bin["samples"] for bin in half_wrong["calibration_bins"]] == [0] * 7 + [2] + [0] * 6 + [2]
 
 
-def test_temperature_undoes_what_the_logits_were_multiplied_by():
-    """Labels drawn from the probabilities are calibrated; logits three times as large are overconfident."""
+def test_temperature_undoes_a_scaling_of_the_logits():
+    """With labels drawn from the probabilities, the logits are calibrated; tripled, they are overconfident."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(20_000, 10, generator=generator)
     labels = torch.multinomial(logits.softmax(dim=1), 1, generator=generator)[:, 0]
@@ -80,7 +80,7 @@ def test_temperature_undoes_what_the_logits_were_multiplied_by():
     assert after["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-3)
 
 
-def test_temperature_is_that_of_the_validation_split(finished_run):
+def test_temperature_is_fitted_on_the_validation_split(finished_run):
     folder, _ = finished_run("cnn2")
     metrics = json.loads((folder / "metrics.json").read_text())
     model, _ = models.load_model(folder / "best.pt")

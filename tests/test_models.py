@@ -7,7 +7,7 @@ import models
 IMAGES = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-# Each number is the sum over the layers as the README lists them.
+# The multiply-adds are summed over the layers that the README lists.
 @pytest.mark.parametrize(
     ("name", "parameters", "multiply_adds"),
     [
@@ -30,7 +30,7 @@ IMAGES = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8, generator=torc
         ),
     ],
 )
-def test_networks_give_probabilities_and_have_the_described_size(name, parameters, multiply_adds):
+def test_networks_return_probabilities_and_have_the_documented_size(name, parameters, multiply_adds):
     model = models.build(name).eval()
     model.fit_input(IMAGES)
     assert models.count_parameters(model) == parameters
@@ -72,7 +72,7 @@ def test_convolutions_of_vgg_fast_start_as_identities():
         torch.testing.assert_close(layer(values)[:, :channels], values)
 
 
-def test_channel_statistics_are_those_of_numpy():
+def test_channel_statistics_match_numpy():
     images = torch.randint(0, 256, (2500, 3, 8, 8), dtype=torch.uint8)
     mean, std = models.channel_statistics(images)
     np.testing.assert_allclose(mean, images.numpy().mean(axis=(0, 2, 3)))

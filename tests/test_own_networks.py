@@ -1,4 +1,4 @@
-"""A network of a user's own: whatever PyTorch can train is trained, evaluated and drawn, or refused in one line."""
+"""A user's own network: whatever PyTorch can train is trained, evaluated and drawn, or rejected in one line."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from recipe import Recipe
 
 
 def block(channels_in, channels_out):
-    """As most people write it."""
+    """A block as most people write it."""
     convolution = nn.Conv2d(channels_in, channels_out, 3, padding=1)
     return nn.Sequential(convolution, nn.BatchNorm2d(channels_out), nn.ReLU(), nn.MaxPool2d(2))
 
@@ -28,7 +28,7 @@ class Nested(models.Network):
 
 
 class Residual(models.Network):
-    """No `layers`, sums, functions instead of modules."""
+    """No `layers`, a skip connection, functions instead of modules."""
 
     def __init__(self):
         super().__init__()
@@ -63,7 +63,7 @@ class Lazy(models.Network):
 
 
 class Grey(models.Network):
-    """A first convolution on one channel, with three maps."""
+    """A first convolution with one input channel and three feature maps."""
 
     def __init__(self):
         super().__init__()
@@ -87,7 +87,7 @@ class ElevenClasses(models.Network):
 
 @pytest.mark.pictures
 @pytest.mark.parametrize("network", [Nested, Residual, Buffers, Unused, Lazy, Grey], ids=lambda each: each.__name__)
-def test_a_network_is_trained_resumed_evaluated_and_drawn(call, tmp_path, monkeypatch, few_digits, network):
+def test_own_network_is_trained_resumed_evaluated_and_drawn(call, tmp_path, monkeypatch, few_digits, network):
     monkeypatch.setitem(models.MODELS, "mine", network)
     options = ["--model", "mine", *DIGITS, "--out-dir", "."]
     assert call(train.main, *options, "--epochs", 2, "--run-name", "whole")[0] == 0
@@ -101,13 +101,13 @@ def test_a_network_is_trained_resumed_evaluated_and_drawn(call, tmp_path, monkey
     assert code == 0 and (tmp_path / "comparison.png").exists(), err
 
 
-def test_operations_are_counted_wherever_they_stand():
+def test_multiply_adds_are_counted_in_any_structure():
     first, second = 32 * 32 * 27 * 8, 16 * 16 * 72 * 16
     assert models.multiply_adds(models.build(Nested)) == first + second + 16 * 8 * 8 * 10
     assert models.multiply_adds(models.build(Residual)) == first + 32 * 32 * 72 * 8 + 8 * 16 * 16 * 10
 
 
-def test_blocks_are_looked_into_wherever_they_stand(call, monkeypatch, few_digits):
+def test_feature_maps_are_found_in_nested_blocks(call, monkeypatch, few_digits):
     monkeypatch.setitem(models.MODELS, "mine", Nested)
     assert call(train.main, "--model", "mine", *DIGITS, "--epochs", 1, "--out-dir", ".")[0] == 0
     with np.load("mine/inside.npz") as saved:
@@ -115,7 +115,7 @@ def test_blocks_are_looked_into_wherever_they_stand(call, monkeypatch, few_digit
     assert runs.read_arrays("mine/filters.npz", "weights")[0].shape == (8, 3, 3, 3)
 
 
-def test_muon_finds_the_biases_of_batch_normalisation_in_blocks():
+def test_muon_finds_batch_norm_biases_in_nested_blocks():
     model = models.build(Nested)
     groups = optimizers.make_optimizer(model, Recipe(optimizer="muon", learning_rate=0.1, batch_size=8)).param_groups
     biases = {layer.bias for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)}
@@ -132,7 +132,7 @@ def test_muon_finds_the_biases_of_batch_normalisation_in_blocks():
         (ElevenClasses, "ElevenClasses.logits gives [2, 11] for two images, not [2, 10]"),
     ],
 )
-def test_a_network_that_does_not_fit_is_refused_before_the_first_step(call, monkeypatch, network, reason):
+def test_network_of_the_wrong_shape_is_rejected_before_training(call, monkeypatch, network, reason):
     monkeypatch.setitem(models.MODELS, "mine", network)
     code, out, err = call(train.main, "--model", "mine", *DIGITS)
     assert code == 2 and reason in err and len(err.splitlines()) == 1 and "epoch" not in out

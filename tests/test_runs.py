@@ -17,7 +17,7 @@ from recipe import Recipe
 IMAGES = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def test_best_is_the_epoch_of_the_highest_validation_accuracy_then_the_lowest_loss():
+def test_best_epoch_has_the_highest_validation_accuracy_then_the_lowest_loss():
     rows = [(0.5, 1.0), (0.7, 1.3), (0.7, 1.2), (0.7, 1.25), (0.6, 0.9)]
     history = [
         {"epoch": number, "validation_accuracy": accuracy, "validation_loss": loss}
@@ -27,7 +27,7 @@ def test_best_is_the_epoch_of_the_highest_validation_accuracy_then_the_lowest_lo
     assert runs.best_epoch(history[:2]) == 2
 
 
-def test_target_loss_can_be_lifted(call, tmp_path):
+def test_target_loss_can_be_removed(call, tmp_path):
     quick(call, "--target-loss", "100", "--out-dir", ".", "--run-name", "run")
     assert "epoch" not in quick(call, "--out-dir", ".", "--run-name", "run", "--resume")[1].partition("best.pt")[0]
     out = quick(call, "--out-dir", ".", "--run-name", "run", "--resume", "--target-loss", "off")[1]
@@ -35,7 +35,7 @@ def test_target_loss_can_be_lifted(call, tmp_path):
     assert runs.load_checkpoint(tmp_path / "run/last.pt").recipe.target_loss is None
 
 
-def test_best_of_another_run_is_not_taken_for_this_ones(call, tmp_path):
+def test_best_checkpoint_of_another_run_is_rejected(call, tmp_path):
     quick(call, "--out-dir", ".", "--run-name", "other", epochs=1)
     quick(call, "--out-dir", ".", "--run-name", "run", epochs=2)
     last = runs.load_checkpoint(tmp_path / "run/last.pt")
@@ -43,11 +43,11 @@ def test_best_of_another_run_is_not_taken_for_this_ones(call, tmp_path):
     runs.save_checkpoint(tmp_path / "run/last.pt", last)
     (tmp_path / "run/best.pt").write_bytes((tmp_path / "other/best.pt").read_bytes())
     code, out, err = quick(call, "--out-dir", ".", "--run-name", "run", "--resume", epochs=3, code=2)
-    assert "best.pt is not of the run in" in err and "--overwrite" in err and len(err.splitlines()) == 1
+    assert "best.pt doesn't belong to the run in" in err and "--overwrite" in err and len(err.splitlines()) == 1
 
 
-def test_what_a_kill_leaves_an_epoch_behind_comes_back(call, tmp_path):
-    """last.pt is written first; best.pt and history.csv may be those of the epoch, or of the run, before."""
+def test_resume_restores_files_that_a_kill_left_an_epoch_behind(call, tmp_path):
+    """last.pt is written first; best.pt and history.csv may be from the previous epoch, or from the previous run."""
     quick(call, "--out-dir", ".", "--run-name", "other", epochs=1)
     quick(call, "--out-dir", ".", "--run-name", "run", epochs=2)
     whole = (tmp_path / "run/best.pt").read_bytes(), (tmp_path / "run/history.csv").read_bytes()
@@ -73,7 +73,7 @@ def test_what_a_kill_leaves_an_epoch_behind_comes_back(call, tmp_path):
         {"split_seed": 1},
     ],
 )
-def test_state_that_can_not_be_gone_on_with_gets_one_line(call, tmp_path, few_digits, damage):
+def test_invalid_state_is_not_resumed_and_prints_one_line(call, tmp_path, few_digits, damage):
     quick(call, "--out-dir", ".", epochs=1)
     last = tmp_path / "cnn1/last.pt"
     runs.save_checkpoint(last, dataclasses.replace(runs.load_checkpoint(last), **damage))
@@ -90,7 +90,7 @@ def test_resume_continues_a_finished_run_with_more_epochs_and_its_own_settings(c
     assert "epoch 4/4" not in quick(call, "--out-dir", ".", "--resume", epochs=4)[1]
 
 
-def test_resume_knows_settings_that_a_former_version_did_not_save(call, two_epochs, tmp_path):
+def test_resume_fills_in_settings_that_older_versions_did_not_save(call, two_epochs, tmp_path):
     quick(call, "--out-dir", ".", epochs=1)
     last = tmp_path / "cnn1/last.pt"
     for path in (last, tmp_path / "cnn1/best.pt"):
@@ -119,15 +119,15 @@ def test_extended_run_is_unfinished_until_it_is_evaluated_again(call, tmp_path, 
     quick(call, "--out-dir", ".", "--resume", epochs=2)
 
 
-def test_a_stopped_run_can_be_ended_where_it_is(call, tmp_path, monkeypatch):
+def test_stopped_run_can_be_ended_at_its_current_epoch(call, tmp_path, monkeypatch):
     with monkeypatch.context() as first_epoch:
         first_epoch.setattr(train, "print_epoch", interrupted)
         quick(call, "--out-dir", ".", epochs=3, code=130)
     quick(call, "--out-dir", ".", "--resume", epochs=1)
-    quick(call, "--out-dir", ".", epochs=1)  # and is finished: a new run may replace it
+    quick(call, "--out-dir", ".", epochs=1)  # it is finished, so a new run may replace it
 
 
-def test_nothing_of_a_replaced_run_stays(call, tmp_path, monkeypatch, few_digits):
+def test_replaced_run_leaves_no_files_behind(call, tmp_path, monkeypatch, few_digits):
     options = ["--out-dir", ".", "--run-name", "run"]
     quick(call, *options, epochs=1)
     with monkeypatch.context() as first_step:
@@ -146,9 +146,9 @@ def test_nothing_of_a_replaced_run_stays(call, tmp_path, monkeypatch, few_digits
     }
 
 
-def test_full_disk_at_the_first_save_leaves_the_former_best(call, tmp_path, monkeypatch):
+def test_full_disk_at_the_first_save_keeps_the_previous_best(call, tmp_path, monkeypatch):
     quick(call, "--out-dir", ".", epochs=1)
-    former = (tmp_path / "cnn1/best.pt").read_bytes()
+    previous = (tmp_path / "cnn1/best.pt").read_bytes()
 
     def full(handle):
         raise OSError(28, "No space left on device")
@@ -156,10 +156,10 @@ def test_full_disk_at_the_first_save_leaves_the_former_best(call, tmp_path, monk
     with monkeypatch.context() as disk:
         disk.setattr(runs.os, "fsync", full)
         assert "last.pt: No space left" in quick(call, "--out-dir", ".", "--seed", "1", epochs=1, code=2)[2]
-    assert (tmp_path / "cnn1/best.pt").read_bytes() == former
+    assert (tmp_path / "cnn1/best.pt").read_bytes() == previous
 
 
-def test_finished_run_is_replaced_but_an_unfinished_one_only_when_told(call, tmp_path):
+def test_finished_run_is_replaced_but_an_unfinished_one_only_with_overwrite(call, tmp_path):
     options = ["--out-dir", "."]
     quick(call, *options, "--seed", "1")
     quick(call, *options, "--seed", "2")  # the first was finished
@@ -190,7 +190,7 @@ def test_two_runs_never_share_a_folder(call, tmp_path):
         (["--model", "cnn1", *DIGITS, "--label-smoothing", "0.1"], "label_smoothing 0.0, not 0.1"),
     ],
 )
-def test_a_run_is_not_resumed_as_another(call, tmp_path, options, reason):
+def test_run_is_not_resumed_with_other_settings(call, tmp_path, options, reason):
     quick(call, "--out-dir", ".", "--run-name", "run", epochs=1)
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     code, out, err = call(train.main, *options, "--out-dir", ".", "--run-name", "run", "--resume")
@@ -198,7 +198,7 @@ def test_a_run_is_not_resumed_as_another(call, tmp_path, options, reason):
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
-def test_damaged_or_plain_checkpoints_are_not_resumed_from(call, tmp_path):
+def test_damaged_or_stateless_checkpoints_are_not_resumed(call, tmp_path):
     quick(call, "--out-dir", ".", epochs=1)
     last = tmp_path / "cnn1/last.pt"
     whole = last.read_bytes()
@@ -221,7 +221,7 @@ def test_full_disk_keeps_the_last_good_checkpoint(call, tmp_path, monkeypatch):
 
     def full(handle):
         calls.append(handle)
-        if len(calls) > 4:  # in the second epoch: 1 to 3 are of the first
+        if len(calls) > 4:  # in the second epoch: calls 1 to 3 are in the first
             raise OSError(28, "No space left on device")
         fsync(handle)
 
@@ -235,19 +235,19 @@ def test_full_disk_keeps_the_last_good_checkpoint(call, tmp_path, monkeypatch):
     assert_same_weights(tmp_path / "whole/last.pt", tmp_path / "cnn1/last.pt")
 
 
-def test_file_that_outgrows_the_disk(call, tmp_path):
-    """A limit on the size of files, as a full disk has it: in the midst of writing a checkpoint."""
+def test_disk_that_fills_up_while_a_checkpoint_is_written(call, tmp_path):
+    """A limit on the file size acts like a disk that is full in the middle of a checkpoint."""
     resource = pytest.importorskip("resource", reason="Windows has no such limit")
     options = ["--model", "cnn2", *DIGITS, "--out-dir", "."]
     assert call(train.main, *options, "--epochs", 2, "--run-name", "whole")[0] == 0
     assert call(train.main, *options, "--epochs", 1)[0] == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "cnn2").glob("*.pt")}
-    former = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, former[1]))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
     try:
         code, _, err = call(train.main, *options, "--epochs", 2, "--resume")
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert code == 2 and "cnn2/best.pt: File too large" in err and "Traceback" not in err
     assert {path.name: path.read_bytes() for path in (tmp_path / "cnn2").glob("*.pt")} == before
     assert not list(tmp_path.rglob("*.tmp"))
@@ -297,7 +297,7 @@ class Hostile:
         return open, ("ran.txt", "w")
 
 
-def test_hostile_checkpoint_is_refused_and_runs_nothing(tmp_path, monkeypatch):
+def test_malicious_checkpoint_is_rejected_and_runs_no_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     hostile = a_checkpoint(settings=Hostile())
     archive = io.BytesIO()
@@ -309,11 +309,11 @@ def test_hostile_checkpoint_is_refused_and_runs_nothing(tmp_path, monkeypatch):
         refusal(tmp_path / "best.pt")
         assert not (tmp_path / "ran.txt").exists()
     torch.load(tmp_path / "best.pt", weights_only=False)
-    assert (tmp_path / "ran.txt").exists(), "the file would run code if it were let"
+    assert (tmp_path / "ran.txt").exists(), "the file would run code without weights_only"
 
 
-def test_damaged_checkpoint_is_noticed(tmp_path):
-    """Cut off anywhere, or with a bit of its content flipped."""
+def test_damaged_checkpoint_is_detected(tmp_path):
+    """Truncated anywhere, or with one bit of its content flipped."""
     path = tmp_path / "best.pt"
     saved = a_checkpoint()
     torch.save(saved, path)
@@ -357,17 +357,17 @@ def test_damaged_checkpoint_is_noticed(tmp_path):
         ({"weights": models.build("cnn1").state_dict() | {"mean": torch.zeros(4)}}, "don't fit"),
     ],
 )
-def test_checkpoint_of_another_kind_is_refused(tmp_path, changes, reason):
+def test_invalid_checkpoint_is_rejected(tmp_path, changes, reason):
     torch.save(a_checkpoint(**changes), tmp_path / "best.pt")
     assert reason in refusal(tmp_path / "best.pt")
 
 
-def test_older_checkpoint_gets_the_settings_that_it_lacks(tmp_path):
+def test_older_checkpoint_gets_defaults_for_missing_settings(tmp_path):
     torch.save(a_checkpoint(settings={"seed": 3}), tmp_path / "best.pt")
     assert runs.load_checkpoint(tmp_path / "best.pt").recipe == Recipe(seed=3)
 
 
-def test_checkpoint_that_does_not_fit_into_memory_is_not_called_foreign(tmp_path, monkeypatch):
+def test_checkpoint_too_large_for_memory_is_not_called_damaged(tmp_path, monkeypatch):
     def load(*arguments, **options):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
 
@@ -377,25 +377,25 @@ def test_checkpoint_that_does_not_fit_into_memory_is_not_called_foreign(tmp_path
         runs.load_checkpoint(tmp_path / "best.pt")
 
 
-def test_checkpoint_without_an_entry_is_refused(tmp_path):
+def test_checkpoint_with_a_missing_entry_is_rejected(tmp_path):
     checkpoint = a_checkpoint()
     del checkpoint["classes"]
     torch.save(checkpoint, tmp_path / "best.pt")
     assert "classes" in refusal(tmp_path / "best.pt")
 
 
-def test_failed_write_leaves_the_former_file_and_nothing_else(tmp_path, monkeypatch):
-    runs.write_atomically(tmp_path / "file", b"former")
+def test_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch):
+    runs.write_atomically(tmp_path / "file", b"old")
     monkeypatch.setattr(runs.os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError) as full:
         runs.write_atomically(tmp_path / "file", b"new")
     assert full.value.filename == str(tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-    assert (tmp_path / "file").read_bytes() == b"former"
+    assert (tmp_path / "file").read_bytes() == b"old"
 
 
-def test_a_file_that_another_program_holds_is_tried_again(tmp_path, monkeypatch):
-    """As Windows has it, while a virus scanner reads what was just written."""
+def test_replacing_a_file_in_use_is_retried(tmp_path, monkeypatch):
+    """As on Windows, while a virus scanner reads a new file."""
 
     def held(source, target):
         if not tries:
@@ -416,7 +416,7 @@ def test_a_file_that_another_program_holds_is_tried_again(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error", "disk"), RuntimeError("a bug")])
-def test_however_a_run_ends_it_says_how_to_go_on(call, monkeypatch, few_digits, capsys, error):
+def test_failed_run_says_how_to_resume(call, monkeypatch, few_digits, capsys, error):
     def fail(*arguments):
         raise error
 
@@ -429,4 +429,4 @@ def test_however_a_run_ends_it_says_how_to_go_on(call, monkeypatch, few_digits, 
     else:
         code, out, err = call(train.main, *options)
         assert code == 2
-    assert "Go on with:" in err and "--resume" in err
+    assert "Resume with:" in err and "--resume" in err

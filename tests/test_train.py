@@ -34,7 +34,7 @@ def output_until(process, text):
     for line in process.stdout:
         if text in line:
             return line
-    raise AssertionError(f"{text!r} never came: {process.stderr.read()}")
+    raise AssertionError(f"{text!r} was never printed: {process.stderr.read()}")
 
 
 @pytest.mark.parametrize(("model", "accuracy"), [("cnn2", 0.95), ("dense", 0.9), ("cnn1", 0.9), ("vgg", 0.8)])
@@ -46,7 +46,7 @@ def test_one_command_trains_evaluates_and_draws(finished_run, model, accuracy):
     assert np.allclose(saved["probabilities"].sum(axis=1), 1, atol=1e-5)
 
 
-def test_without_a_terminal_there_is_a_plain_line_for_each_epoch(finished_run):
+def test_without_a_terminal_each_epoch_prints_a_plain_line(finished_run):
     _, output = finished_run("cnn2")
     lines = [line.split("/")[0] for line in output.splitlines() if line.startswith("epoch")]
     assert lines == [f"epoch {epoch:>2}" for epoch in range(1, 11)]
@@ -63,8 +63,8 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("options", RECIPES.values(), ids=RECIPES.keys())
-def test_stopped_and_resumed_is_as_if_never_interrupted(call, tmp_path, monkeypatch, few_digits, options):
-    """Stopped in the middle of the second epoch. That a run is killed, at any moment: test_kill.py."""
+def test_resumed_run_equals_an_uninterrupted_one(call, tmp_path, monkeypatch, few_digits, options):
+    """Interrupted in the middle of the second epoch. test_kill.py kills runs at any moment."""
     monkeypatch.setattr(data, "WARM_UP", 1)
     options = [*options, *DIGITS, "--batch-size", 64, "--epochs", 2, "--out-dir", "out"]
     assert call(train.main, *options, "--run-name", "whole")[0] == 0
@@ -80,7 +80,7 @@ def test_stopped_and_resumed_is_as_if_never_interrupted(call, tmp_path, monkeypa
     assert (tmp_path / "out/stopped/confusion_matrix_test.png").exists()
 
 
-def test_same_command_twice_gives_the_same_bits_and_another_seed_others(call, tmp_path, few_digits):
+def test_same_command_is_bit_identical_and_another_seed_is_not(call, tmp_path, few_digits):
     for name, seed in (("first", 3), ("second", 3), ("other", 4)):
         quick(call, "--seed", seed, "--out-dir", ".", "--run-name", name, model="vgg", epochs=1)
     assert history_without_seconds(tmp_path / "first") == history_without_seconds(tmp_path / "second")
@@ -88,7 +88,7 @@ def test_same_command_twice_gives_the_same_bits_and_another_seed_others(call, tm
     assert history_without_seconds(tmp_path / "first") != history_without_seconds(tmp_path / "other")
 
 
-def test_each_setting_of_the_recipe_does_something(call, tmp_path, few_digits, monkeypatch):
+def test_each_setting_of_the_recipe_has_an_effect(call, tmp_path, few_digits, monkeypatch):
     monkeypatch.setattr(data, "WARM_UP", 1)
     changes = {
         "default": [],
@@ -109,8 +109,8 @@ def test_each_setting_of_the_recipe_does_something(call, tmp_path, few_digits, m
     assert len(set(losses.values())) == len(changes), losses
 
 
-def test_loss_is_averaged_over_samples_and_taken_on_the_logits(call, tmp_path):
-    """With a rate so small that no weight changes, training loss is the loss of the initial network, by hand."""
+def test_loss_is_averaged_over_samples_and_computed_from_logits(call, tmp_path):
+    """With a learning rate so small that no weight changes, the training loss is that of the initial network."""
     options = ["--learning-rate", "1e-12", "--precision", "fp32", "--skip-easy", "0.6"]
     quick(call, *options, "--out-dir", ".", epochs=1)
     split = data.load_splits("digits", "", ["train"])["train"]
@@ -124,10 +124,10 @@ def test_loss_is_averaged_over_samples_and_taken_on_the_logits(call, tmp_path):
     assert float(row["train_loss"]) == pytest.approx(losses.mean().item(), rel=1e-5)
     assert float(row["train_accuracy"]) == pytest.approx(accuracy)
     saved = runs.load_checkpoint(tmp_path / "cnn1/last.pt").image_losses
-    torch.testing.assert_close(saved, losses / 2, rtol=1e-4, atol=1e-4)  # the mean of that and what was before, 0
+    torch.testing.assert_close(saved, losses / 2, rtol=1e-4, atol=1e-4)  # the mean of the losses and the initial 0
 
 
-def test_each_epoch_and_seed_has_an_order_of_its_own(call, monkeypatch, few_digits):
+def test_each_epoch_and_seed_has_its_own_order(call, monkeypatch, few_digits):
     def watch(split, order, size, seed, epoch, augment, corrupt):
         asked.append((seed, epoch, augment))
         assert torch.equal(order.cpu(), data.epoch_order(torch.zeros(len(order)), 0, seed, epoch))
@@ -140,8 +140,8 @@ def test_each_epoch_and_seed_has_an_order_of_its_own(call, monkeypatch, few_digi
     assert asked == [(3, 1, True), (3, 2, True), (4, 1, True), (4, 2, True)]
 
 
-def test_label_smoothing_lowers_the_target_and_leaves_the_logits():
-    """One step of gradient descent on the logits themselves: softmax minus the smoothed target, over N."""
+def test_label_smoothing_changes_the_target_and_not_the_logits():
+    """One step of gradient descent on the logits themselves: the gradient is (softmax - smoothed target) / N."""
     labels = torch.tensor([3, 7])
     logits = torch.randn(2, 10, requires_grad=True)
     before = logits.detach().clone()
@@ -160,7 +160,7 @@ def test_target_loss_ends_the_run(call, tmp_path):
     assert (tmp_path / "cnn1/metrics.json").exists()
 
 
-def test_training_asks_for_no_test_images(call, monkeypatch):
+def test_training_loads_no_test_images(call, monkeypatch):
     asked, load_splits = [], data.load_splits
 
     def load(dataset, data_dir, names=runs.SPLITS, **options):
@@ -175,7 +175,7 @@ def test_training_asks_for_no_test_images(call, monkeypatch):
 
 @pytest.mark.pictures
 @pytest.mark.filterwarnings("error")
-def test_any_printable_run_name_can_stand_in_a_title(call, tmp_path, few_digits):
+def test_any_printable_run_name_works_in_a_title(call, tmp_path, few_digits):
     name = "lr$1e-3_$2 $\\frac{ 猫"
     quick(call, "--out-dir", ".", "--run-name", name, epochs=1)
     assert (tmp_path / name / "loss_plot.png").exists()
@@ -192,7 +192,7 @@ def test_pictures_of_networks_without_and_with_many_convolutions(call, tmp_path,
     assert {path.name for path in (tmp_path / "run").glob("*.png")} == {*runs.pictures_of_a_run()} - missing
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])  # one of them is not what auto chooses
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])  # one of them isn't what auto chooses
 def test_resumed_run_keeps_its_precision(call, tmp_path, few_digits, precision):
     quick(call, "--out-dir", ".", "--precision", precision, "--run-name", "whole", epochs=2)
     quick(call, "--out-dir", ".", "--precision", precision, epochs=1)
@@ -200,7 +200,7 @@ def test_resumed_run_keeps_its_precision(call, tmp_path, few_digits, precision):
     assert_same_weights(tmp_path / "whole/last.pt", tmp_path / "cnn1/last.pt")
 
 
-def test_hint_of_a_stopped_run_is_a_command_that_works(call, monkeypatch, few_digits):
+def test_stopped_run_prints_a_working_resume_command(call, monkeypatch, few_digits):
     with monkeypatch.context() as first_epoch:
         first_epoch.setattr(train, "print_epoch", interrupted)
         err = quick(call, "--out-dir", ".", "--run-name", "my run", "--overwrite", code=130)[2]
@@ -209,13 +209,13 @@ def test_hint_of_a_stopped_run_is_a_command_that_works(call, monkeypatch, few_di
     assert call(train.main, *options)[0] == 0
 
 
-def test_loss_that_is_not_finite_stops_the_run(call, tmp_path):
+def test_non_finite_loss_stops_the_run(call, tmp_path):
     code, out, err = quick(call, "--learning-rate", "1e12", "--out-dir", ".", model="cnn2", code=1)
     assert "epoch 1, step" in err and len(err.splitlines()) == 1
     assert not (tmp_path / "cnn2/last.pt").exists()
 
 
-def test_validation_loss_that_is_not_finite_keeps_the_epoch_before(call, tmp_path, monkeypatch, few_digits):
+def test_non_finite_validation_loss_keeps_the_previous_epoch(call, tmp_path, monkeypatch, few_digits):
     results = iter([(1.0, 0.1), (math.nan, 0.1)])
     monkeypatch.setattr(train, "mean_loss_and_accuracy", lambda predictions: next(results))
     assert "validation loss is nan after epoch 2" in quick(call, "--out-dir", ".", code=1)[2]
@@ -225,7 +225,7 @@ def test_validation_loss_that_is_not_finite_keeps_the_epoch_before(call, tmp_pat
 @pytest.mark.parametrize(
     ("which", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
-def test_signals_end_a_run_at_once_and_tell_how_to_go_on(call, tmp_path, which, code):
+def test_signals_stop_a_run_at_once_and_say_how_to_resume(call, tmp_path, which, code):
     options = ["--model", "cnn1", *DIGITS, "--epochs", 100_000, "--run-name", "long"]
     with start("train.py", *options, folder=tmp_path) as process:
         output_until(process, "epoch      2/100000")
@@ -239,7 +239,7 @@ def test_signals_end_a_run_at_once_and_tell_how_to_go_on(call, tmp_path, which, 
     assert code == 0 and f"epoch {trained + 1}/{trained + 1}" in out
 
 
-def test_sigterm_is_an_interrupt_with_an_exit_code_of_its_own(call, tmp_path, monkeypatch):
+def test_sigterm_is_an_interrupt_with_its_own_exit_code(call, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "train_step", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM))
     code, out, err = quick(call, code=143)
     assert "start again with the same command" in err and "Traceback" not in err
@@ -273,7 +273,7 @@ for option in ("--learning-rate", "--weight-decay", "--target-loss"):
 
 
 @pytest.mark.parametrize(("arguments", "reason"), MISTAKES.values(), ids=MISTAKES.keys())
-def test_a_mistake_gets_one_line_and_changes_nothing(call, tmp_path, arguments, reason):
+def test_usage_error_prints_one_line_and_changes_nothing(call, tmp_path, arguments, reason):
     (tmp_path / "file").write_text("precious")
     code, out, err = call(train.main, *arguments)
     assert code == 2 and out == ""
@@ -282,7 +282,7 @@ def test_a_mistake_gets_one_line_and_changes_nothing(call, tmp_path, arguments, 
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} <= {"file", ".lock"}
 
 
-def test_a_terminal_gets_a_progress_bar(call, tmp_path, monkeypatch, capsys):
+def test_terminal_shows_a_progress_bar(call, tmp_path, monkeypatch, capsys):
     class Terminal(io.StringIO):
         def isatty(self):
             return True
@@ -294,9 +294,9 @@ def test_a_terminal_gets_a_progress_bar(call, tmp_path, monkeypatch, capsys):
     assert "epoch 1" in terminal.getvalue() and "\r" in terminal.getvalue()
 
 
-def test_compiled_training_saves_plain_names(monkeypatch, call, tmp_path):
+def test_compiled_training_saves_plain_weight_names(monkeypatch, call, tmp_path):
     compiled, compile = [], torch.compile
-    # Dynamo alone: a C++ compiler is not everywhere.
+    # Dynamo only, since not every machine has a C++ compiler.
     monkeypatch.setattr(torch, "compile", lambda target: compiled.append(target) or compile(target, backend="eager"))
     quick(call, "--compile", "--out-dir", ".", epochs=1)
     assert len(compiled) == 1
@@ -322,7 +322,7 @@ def test_bf16_is_chosen_only_where_it_is_native(monkeypatch):
         pytest.param("the last picture", "plots.draw_metric_table", 3, marks=pytest.mark.pictures),
     ],
 )
-def test_interrupt_at_any_place_is_resumed(call, two_epochs, tmp_path, monkeypatch, place, name, calls):
+def test_run_interrupted_at_any_point_can_be_resumed(call, two_epochs, tmp_path, monkeypatch, place, name, calls):
     owner, _, attribute = name.rpartition(".")
     owner = {"train": train, "runs.os": runs.os, "evaluate": evaluate, "plots": plots}[owner]
     with monkeypatch.context() as moment:

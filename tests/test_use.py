@@ -1,4 +1,4 @@
-"""Whatever a user does, the tests stay green."""
+"""The tests pass, whatever a user has done."""
 
 import os
 import re
@@ -18,9 +18,9 @@ def run(copy, *words):
 
 
 @pytest.mark.slow
-def test_the_tests_pass_after_training_adding_comparing_and_deleting(tmp_path):
-    """README's 'Make it yours', word by word, in a copy without .git; then results of one's own among the committed
-    ones, some of which go."""
+def test_tests_pass_after_training_adding_comparing_and_deleting(tmp_path):
+    """README's 'Make it yours', word for word, in a copy without .git; then own results among the committed ones, some
+    of which are deleted."""
     copy = tmp_path / "copy"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "data", ".venv", "venv", "__pycache__", "digits"))
     section = (copy / "README.md").read_text(encoding="utf-8").partition("## Make it yours")[2].partition("\n## ")[0]
