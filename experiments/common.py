@@ -1,6 +1,7 @@
 """What the experiments share: options, training runs, and the comparison of variants over several seeds."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,24 +40,42 @@ def parse_arguments(parser, argv):
 
 
 def train_or_resume(folder, name, recipe: Recipe, arguments, network=None, precision="auto", observe=None):
-    """Train a network in a run folder with train.py's code, or resume a stopped run there; returns its history.
+    """Train a network in a claimed run folder with train.py's code, or resume a stopped run there; returns its history.
 
     `name` is the network's name in checkpoints; `network` is its class, if it isn't models.MODELS[name]. `arguments`
     come from make_parser's parser; `observe` is for train.train. The test split isn't read. Raises UsageError if the
     folder holds a run with another recipe.
     """
     device = command.choose_device(arguments.device)
-    with runs.claim_folder(folder):
-        saved = None
-        if (folder / runs.LAST).exists():
-            saved = runs.load_resumable(folder, name, arguments.dataset, {})
-            check_recipe(folder, saved.recipe, recipe, saved.dataset, arguments.dataset)
-        else:
-            for file in (TRUE_LOSS, LAST_EPOCH, NOISE):
-                (folder / file).unlink(missing_ok=True)
-        environment = command.describe_environment(device, precision, before=saved.environment if saved else None)
-        run = runs.Run(folder, name, arguments.dataset, recipe, environment, **({"id": saved.run_id} if saved else {}))
-        return train.train(run, device, arguments.data_dir, network, saved, observe)
+    saved = None
+    if (folder / runs.LAST).exists():
+        saved = runs.load_resumable(folder, name, arguments.dataset, {})
+        check_recipe(folder, saved.recipe, recipe, saved.dataset, arguments.dataset)
+    else:
+        for file in (TRUE_LOSS, LAST_EPOCH, NOISE):
+            (folder / file).unlink(missing_ok=True)
+    environment = command.describe_environment(device, precision, before=saved.environment if saved else None)
+    run = runs.Run(folder, name, arguments.dataset, recipe, environment, **({"id": saved.run_id} if saved else {}))
+    return train.train(run, device, arguments.data_dir, network, saved, observe)
+
+
+def share(jobs):
+    """Do jobs, dicts from a run folder to a function, each once: those whose folder another process holds are left to
+    it, unless it dies before the others are done.
+
+    So the same command, started several times, also on several machines with one file system, shares the work.
+    """
+    while jobs:
+        held = {}
+        for folder, do in jobs.items():
+            try:
+                with runs.claim_folder(folder):
+                    do()
+            except command.InUseError:
+                held[folder] = do
+        if len(held) == len(jobs):
+            return
+        jobs = held
 
 
 def check_recipe(folder, found: Recipe, recipe: Recipe, found_dataset, dataset):
@@ -67,8 +86,7 @@ def check_recipe(folder, found: Recipe, recipe: Recipe, found_dataset, dataset):
 
 def evaluate_run(folder, arguments):
     """Evaluate the best epoch of a finished run on all three splits, as train.py does at the end."""
-    with runs.claim_folder(folder):
-        evaluate.evaluate_checkpoint(folder / runs.BEST, arguments.data_dir, command.choose_device(arguments.device))
+    evaluate.evaluate_checkpoint(folder / runs.BEST, arguments.data_dir, command.choose_device(arguments.device))
 
 
 class Variant(NamedTuple):
@@ -106,13 +124,19 @@ def compare_variants(argv, description, folder, variants, epochs):
     summary(arguments.folder, variants, arguments.epochs)  # refuses to mix runs before any training
     baselines = {variant.baseline for variant in variants.values()}
     compared = [name for name, variant in variants.items() if variant.baseline or name in baselines]
+
+    def train_variant(place, variant, seed):
+        if not (place / NOISE).exists():
+            recipe = dataclasses.replace(variant.recipe, epochs=arguments.epochs, seed=seed)
+            train_or_resume(place, variant.name, recipe, arguments, variant.network, variant.precision)
+            write_noise_accuracy(place, variant, arguments)
+
+    jobs = {}
     for seed in range(arguments.seeds):
         for name in arguments.variants or (compared if seed else variants):
-            variant, place = variants[name], arguments.folder / name / str(seed)
-            recipe = dataclasses.replace(variant.recipe, epochs=arguments.epochs, seed=seed)
-            if not (place / NOISE).exists():
-                train_or_resume(place, variant.name, recipe, arguments, variant.network, variant.precision)
-                write_noise_accuracy(place, variant, arguments)
+            place = arguments.folder / name / str(seed)
+            jobs[place] = functools.partial(train_variant, place, variants[name], seed)
+    share(jobs)
     lines = summary(arguments.folder, variants, arguments.epochs)
     runs.write_atomically(arguments.folder / RUNS, runs.csv_bytes(lines))
     values = {}

@@ -18,6 +18,7 @@ if __name__ == "__main__":
 
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from experiments.common import (
     folders_of_seeds,
     make_parser,
     parse_arguments,
+    share,
     train_or_resume,
 )
 from experiments.softmax_twice import SoftmaxTwice
@@ -62,16 +64,21 @@ def main(argv=None):
         raise command.UsageError(f"no such run: {', '.join(unknown)}")
     epochs = {run: arguments.epochs or variant.recipe.epochs for run, variant in VARIANTS.items()}
     summary(arguments, epochs)  # refuses to mix runs before any training
+
+    def train_run(folder, variant, recipe):
+        if not (folder / runs.METRICS).exists():
+            train_or_resume(folder, variant.name, recipe, arguments, variant.network)
+            write_last_epoch(folder, arguments)
+            evaluate_run(folder, arguments)
+
+    jobs = {}
     for seed in range(arguments.seeds):
         for run in arguments.runs or VARIANTS:
             variant, folder = VARIANTS[run], arguments.folder / run / str(seed)
             recipe = dataclasses.replace(variant.recipe, seed=seed, epochs=epochs[run])
-            if seed == 0 and is_committed(run, recipe, arguments.dataset):
-                continue
-            if not (folder / runs.METRICS).exists():
-                train_or_resume(folder, variant.name, recipe, arguments, variant.network)
-                write_last_epoch(folder, arguments)
-                evaluate_run(folder, arguments)
+            if seed or not is_committed(run, recipe, arguments.dataset):
+                jobs[folder] = functools.partial(train_run, folder, variant, recipe)
+    share(jobs)
     runs.write_atomically(arguments.folder / SEEDS, runs.csv_bytes(summary(arguments, epochs)))
     pictures.draw_seeds(arguments.folder)
 

@@ -52,8 +52,9 @@ def main(argv=None):
         runs.write_atomically(path, runs.csv_bytes(rows))
 
     recipe = Recipe(epochs=arguments.epochs)
-    train_or_resume(arguments.folder, "cnn2", recipe, arguments, SoftmaxTwice, observe=write_true_loss)
-    evaluate_run(arguments.folder, arguments)
+    with runs.claim_folder(arguments.folder):
+        train_or_resume(arguments.folder, "cnn2", recipe, arguments, SoftmaxTwice, observe=write_true_loss)
+        evaluate_run(arguments.folder, arguments)
 
 
 if __name__ == "__main__":

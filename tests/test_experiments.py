@@ -3,7 +3,10 @@ import dataclasses
 import importlib
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ import evaluate
 import models
 import runs
 import train
+from conftest import ROOT
 from experiments import (
     NOISE,
     ablation,
@@ -177,7 +181,7 @@ def test_ablation_trains_variants_without_the_test_split(call, tmp_path, few_dig
 
 def test_variants_without_a_comparison_get_one_seed(call, tmp_path, monkeypatch):
     def train_it(place, *arguments):
-        place.mkdir(parents=True)
+        place.mkdir(parents=True, exist_ok=True)
         runs.write_atomically(place / runs.HISTORY, runs.csv_bytes([dict.fromkeys(runs.HISTORY_COLUMNS, 1)]))
 
     def write_noise_accuracy(place, *arguments):
@@ -244,3 +248,22 @@ def test_seeds_are_trained_once_and_summarised_with_the_committed_run(call, tmp_
     assert call(seeds.main, *options)[0] == 0
     assert [row["seed"] for row in runs.read_rows("longer/seeds.csv")] == ["0"]
     assert runs.read_metrics("longer/dense/0")["settings"]["epochs"] == 2
+
+
+def test_processes_share_the_runs_and_one_that_dies_leaves_its_run_to_the_others(tmp_path):
+    """Three at once; one is killed while it trains, so that another has to finish its run."""
+    words = ["-m", "experiments.precision", *DIGITS, "--epochs", "3", "--seeds", "2", "--data-dir", "nowhere"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    processes = [subprocess.Popen([sys.executable, *words], cwd=tmp_path, env=environment, **pipes) for _ in range(3)]
+    victim, *others = processes
+    for line in victim.stdout:
+        if line.startswith("epoch"):
+            break
+    victim.kill()
+    outputs = [process.communicate()[0] for process in others]
+    victim.communicate()
+    assert [process.returncode for process in others] == [0, 0], outputs
+    rows = runs.read_rows(tmp_path / "folder/runs.csv")
+    assert {(row["variant"], row["seed"]) for row in rows} == {(run, seed) for run in ("bf16", "fp32") for seed in "01"}
+    assert sum(output.count("epoch 3/3") for output in outputs) + line.startswith("epoch 3/3") == 4, "none twice"
