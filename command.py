@@ -281,7 +281,7 @@ def compiled(function):
 
 
 @contextlib.contextmanager
-def explaining_how_to_go_on(is_resumable):
+def printing_how_to_resume(is_resumable):
     """If the block is interrupted or fails, print the command that resumes the run, provided that is_resumable().
     A UserError already says what to do."""
     try:

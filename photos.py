@@ -18,7 +18,7 @@ import plots
 import runs
 from metrics import DECIMALS, Predictions, format_table, rounded, wilson_interval
 
-FEW = 5  # up to so many pictures are printed with the likeliest classes of each, as many
+TOP = 5  # classes printed for a picture, where there are no more pictures than this
 LISTED = 100  # up to so many labelled pictures get a line each; more are only summed up
 DRAWN = 100  # pictures on a sheet
 BATCH_SIZE = 100  # pictures predicted at a time
@@ -235,10 +235,10 @@ def print_answers(answers: Answers):
         verdict = "" if label < 0 else "right" if is_right else "wrong"
         if label < 0 or (labels >= 0).sum() <= LISTED:
             lines.append([file, row["prediction"], f"{row['probability']:.2%}", verdict])
-    if len(files) <= FEW:
+    if len(files) <= TOP:
         for file, row, shares in zip(files, answers.rows, answers.predictions.probabilities()):
             print(f"\n{file} ({answers.model})" + (f", label: {row['label']}" if row["label"] else ""))
-            for index in np.argsort(-shares, kind="stable")[:FEW]:
+            for index in np.argsort(-shares, kind="stable")[:TOP]:
                 print(f"  {answers.classes[index]:<12}{shares[index]:7.2%}")
     elif lines:
         print(f"\n{format_table([['picture', answers.model, 'probability', ''], *lines])}")

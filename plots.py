@@ -39,7 +39,7 @@ import runs
 from metrics import metric_rows, metric_summary
 
 VANISHED = 0.1  # a kernel's share of its first norm, below which it counts for nothing
-FEW = 50  # the reliability diagram shows no accuracy of fewer images than this
+MIN_IMAGES = 50  # in a bin of a reliability diagram whose accuracy is shown
 REDRAW_EVERY = 30  # seconds, at least, of a training
 PERCENT = "{x:.0%}"  # the format of an axis
 SMALL = 8.33  # points: the size of a legend's text
@@ -325,14 +325,14 @@ def draw_calibration(folder):
     bins = [each for each in test["calibration_bins"] if each["samples"]]
     low, high, accuracy, confidence, samples = arrays(bins, "low", "high", "accuracy", "confidence", "samples")
     width = high - low
-    accuracy[samples < FEW], confidence[samples < FEW] = np.nan, np.nan  # a share of so few says nothing
+    accuracy[samples < MIN_IMAGES], confidence[samples < MIN_IMAGES] = np.nan, np.nan  # a share of so few says nothing
     figure, (upper, lower) = subplots(5.5, 6, 2, 1, sharex=True, height_ratios=[3, 1])
     bars = {"width": width, "align": "edge", "linewidth": 0.6}
     upper.bar(low, accuracy, **bars, color=SKY, edgecolor="black", label="share that is right")
     gap = {"color": "none", "edgecolor": ORANGE, "hatch": "///", "label": "gap to the mean probability there"}
     upper.bar(low, confidence - accuracy, bottom=accuracy, **bars, **gap)
     upper.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="perfect calibration")
-    upper.set(ylabel=f"accuracy, in bins of {FEW} images or more", xlim=(0, 1), ylim=(0, 1))
+    upper.set(ylabel=f"accuracy, in bins of {MIN_IMAGES} images or more", xlim=(0, 1), ylim=(0, 1))
     error = test["expected_calibration_error"]
     upper.set_title(f"{run_title(folder)}, test split\nexpected calibration error {error:.2%}")
     shares = samples / test["samples"]
@@ -592,7 +592,7 @@ def draw_calibrations(folder):
         axes.plot([0, 1], [0, 1], "--", color="0.45", linewidth=1, label="perfect calibration")
         errors = []
         for (when, bins), style in zip(grouped(model_rows, "when").items(), RUN_STYLES[1::-1]):
-            shown = [each for each in bins if each["samples"] >= FEW]
+            shown = [each for each in bins if each["samples"] >= MIN_IMAGES]
             axes.plot(*arrays(shown, "confidence", "accuracy"), **style, markersize=4, label=labels[when])
             errors.append(f"{bins[0]['expected_calibration_error']:.1%}")
         axes.set_title(f"{model}: T = {model_rows[0]['temperature']:.2f}", fontsize=11)

@@ -215,7 +215,7 @@ def main(argv=None):
         run = runs.Run(folder, arguments.model, arguments.dataset, recipe, environment)
         if saved:
             run = dataclasses.replace(run, id=saved.run_id)
-        with command.explaining_how_to_go_on(lambda: runs.is_resumable(run)):
+        with command.printing_how_to_resume(lambda: runs.is_resumable(run)):
             train(run, device, arguments.data_dir, saved=saved)
             evaluate.evaluate_checkpoint(folder / runs.BEST, arguments.data_dir, device)
 
