@@ -73,9 +73,10 @@ def cut(arguments):
 def compare_with_test_split(answers, folder, confusions_of_each=8):
     """Write accuracy.csv and confusions.csv into a folder, and draw the picture: of all runs in outs/exercise_04 that
     are in predictions.csv."""
-    classes, accuracy, confusions = data.CLASSES["cifar10"], [], []
+    accuracy, confusions = [], []
     for model, rows in plots.grouped(runs.read_rows(answers / photos.PREDICTIONS, "model", "label"), "model").items():
         test = runs.read_metrics(runs.DEFAULT_OUT_DIR["cifar10"] / model)["test"]
+        classes = [*test["per_class"]]
         recall = {"all": test["accuracy"]} | {label: values["recall"] for label, values in test["per_class"].items()}
         for label, on_test in recall.items():
             answered = [row["prediction"] for row in rows if label in ("all", row["label"])]

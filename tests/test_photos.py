@@ -485,3 +485,19 @@ def test_new_photographs_are_the_tiles_that_cifar10_does_not_have(call, monkeypa
     Path("sheets/ship.png").unlink()
     code, out, err = call(new_photographs.main, *options)
     assert code == 2 and "sheets holds neither ship.png nor" in err and len(err.splitlines()) == 1
+
+
+def test_new_photographs_are_compared_with_the_test_split(finished_run, call, tmp_path):
+    shutil.copytree(finished_run("cnn2")[0], tmp_path / "outs/exercise_04/cnn2")
+    answers = [("0", "0"), ("0", "8"), ("0", "8"), ("1", "1")] + [(str(digit), str(digit)) for digit in range(2, 10)]
+    rows = [{"model": "cnn2", "label": label, "prediction": answer} for label, answer in answers]
+    runs.write_atomically(tmp_path / "predictions.csv", runs.csv_bytes(rows))
+    assert call(new_photographs.main, "--answers", ".")[0] == 0
+    accuracy = {row["class"]: row for row in runs.read_rows("outs/new_photographs/accuracy.csv")}
+    assert float(accuracy["all"]["accuracy"]) == pytest.approx(10 / 12, abs=1e-6) and accuracy["0"]["pictures"] == "3"
+    test = runs.read_metrics("outs/exercise_04/cnn2")["test"]
+    assert float(accuracy["all"]["test_accuracy"]) == test["accuracy"]
+    assert float(accuracy["1"]["test_accuracy"]) == test["per_class"]["1"]["recall"]
+    first = runs.read_rows("outs/new_photographs/confusions.csv")[0]
+    assert (first["class"], first["prediction"], float(first["share"])) == ("0", "8", pytest.approx(2 / 3, abs=1e-4))
+    assert call(new_photographs.main)[0] == call(new_photographs.main, ".", "--answers", ".")[0] == 2

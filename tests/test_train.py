@@ -340,3 +340,12 @@ def test_interrupted_download_ends_the_command_quietly(call, tmp_path, monkeypat
     code, _, err = call(train.main, "--model", "cnn1")
     assert code == 130 and "Traceback" not in err and "same command" in err
     assert [path.name for path in (tmp_path / "data").iterdir()] == [".lock"]
+
+
+@pytest.mark.pictures
+def test_loss_curve_is_drawn_while_the_run_trains(call, tmp_path, monkeypatch, few_digits):
+    monkeypatch.setattr(train, "print_epoch", interrupted)  # after the first of two epochs
+    code, out, err = quick(call, "--out-dir", ".", code=130)
+    assert "cnn1/loss_plot.png" in out
+    assert (tmp_path / "cnn1/loss_plot.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "cnn1/metrics.json").exists()
