@@ -12,21 +12,24 @@ import torch
 from torch.nn.functional import affine_grid, grid_sample
 
 MAX_SHIFT, HIDDEN, GREY = 4, 10, 120  # --augment: largest translation, side of the cutout (pixels), its grey level
+# What random numbers are drawn for. Flips (drawn once, as if in epoch 0) share a number with the order of the epochs.
+PURPOSES = {"order": 1, "flips": 1, "dropout": 2, "shifts": 3, "easy": 4, "corruption": 5, "noise": 6}
 
 
-def derived_seed(*numbers):
-    """Mix numbers, such as (seed, epoch, purpose), into one seed, so that their random numbers are independent."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def derived_seed(seed, epoch, purpose, *more):
+    """A well-mixed seed for one purpose in one epoch, so that the random numbers of each are independent."""
+    numbers = np.random.SeedSequence((seed, epoch, PURPOSES[purpose], *more))
+    return int(numbers.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def draw_changes(count, seed, epoch):
     """Draw each sample's augmentation in an epoch: flips, bool [N]; translations and cutout corners, int64 [N, 2]."""
-    generator = torch.Generator().manual_seed(derived_seed(seed, 0, 1))
+    generator = torch.Generator().manual_seed(derived_seed(seed, 0, "flips"))
     flips = torch.randint(0, 2, (count,), generator=generator, dtype=torch.bool)
     # Each image alternates between the original and its mirror image: with independent flips, half of the images would
     # look the same as in the previous epoch (Jordan 2024, arXiv:2404.00498).
     flips ^= epoch % 2 == 1
-    generator.manual_seed(derived_seed(seed, epoch, 3))
+    generator.manual_seed(derived_seed(seed, epoch, "shifts"))
     shifts = torch.randint(-MAX_SHIFT, MAX_SHIFT + 1, (count, 2), generator=generator)
     return flips, shifts, torch.randint(0, 32 - HIDDEN + 1, (count, 2), generator=generator)
 
@@ -64,7 +67,7 @@ def reflected(positions, size):
 def draw_corruptions(count, shares, seed, epoch):
     """Draw the corruption of each sample in an epoch: kinds, int64 [N], an index into KINDS or len(KINDS) for none, and
     strengths, float32 [N, 4], uniform from 0 to 1. `shares` is a dict from a kind to its share of the samples."""
-    generator = torch.Generator().manual_seed(derived_seed(seed, epoch, 5))
+    generator = torch.Generator().manual_seed(derived_seed(seed, epoch, "corruption"))
     limits = torch.tensor([shares.get(kind, 0.0) for kind in KINDS]).cumsum(dim=0)
     kinds = torch.searchsorted(limits, torch.rand(count, generator=generator), right=True)
     return kinds, torch.rand(count, 4, generator=generator)

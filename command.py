@@ -164,7 +164,7 @@ def locked(folder, wait=""):
         print(wait, flush=True)
         lock.acquire()
     except (OSError, NotImplementedError) as error:
-        if getattr(error, "errno", None) not in (errno.EACCES, errno.EPERM, errno.EROFS):  # read-only: no lock needed
+        if os.access(folder, os.W_OK):  # read-only: no lock needed
             print(f"Note: {folder} can't be locked ({error}), so don't start a second run there.", file=sys.stderr)
     try:
         yield
@@ -321,7 +321,8 @@ def is_out_of_memory(error):
 
 
 def run_command(main):
-    """Call main() and return the exit code: 2 for an error, reported in one line; 130 for Ctrl-C, 143 for SIGTERM."""
+    """Call main() and return the exit code: that of a UserError, 2 for a failure of the machine, each reported in one
+    line; 130 for Ctrl-C, 143 for SIGTERM."""
     signal.signal(signal.SIGTERM, raise_terminated)
     prepare_output()
     keep_freed_memory()

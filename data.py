@@ -116,12 +116,12 @@ def epoch_order(image_losses, skip_easy, seed, epoch):
     airbench96_faster; here, the losses of the last epochs do.) (seed, epoch) and the losses alone decide.
     """
     count = len(image_losses)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(derived_seed(seed, epoch, 1)))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(derived_seed(seed, epoch, "order")))
     if skip_easy and epoch > WARM_UP:
         easy = torch.zeros(count, dtype=torch.bool)
         easy[image_losses.cpu().argsort(stable=True)[: round(skip_easy * count)]] = True
         turns = torch.randint(
-            0, EASY_EVERY, (count,), generator=torch.Generator().manual_seed(derived_seed(seed, 0, 4))
+            0, EASY_EVERY, (count,), generator=torch.Generator().manual_seed(derived_seed(seed, 0, "easy"))
         )
         visited = ~easy | ((turns + epoch) % EASY_EVERY == 0)
         order = order[visited[order]]
@@ -153,7 +153,7 @@ def batches(split, order, batch_size, seed, epoch, augment=False, corrupt=None):
             images = augmentation.flip_and_shift(images, flips[batch], shifts[batch])
             images = augmentation.hide_square(images, corners[batch])
         if corrupt:
-            noise_seed = derived_seed(seed, epoch, 6, start)
+            noise_seed = derived_seed(seed, epoch, "noise", start)
             images = augmentation.corrupt(images, kinds[batch], strengths[batch], noise_seed)
         yield batch, images, split.labels[batch]
 

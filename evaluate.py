@@ -74,7 +74,7 @@ def main(argv=None):
         raise command.UsageError("the results of one checkpoint go into its own folder: leave out --out-dir")
     with contextlib.ExitStack() as claims:
         if not arguments.robustness:
-            for folder in sorted({path.parent for path in paths}):
+            for folder in sorted({Path(os.path.realpath(path)).parent for path in paths}):
                 claims.enter_context(runs.claim_folder(folder))
         loaded, all_loaded = load_models(paths, device, skip_foreign=not arguments.checkpoint)
         splits = read_splits(loaded, arguments.data_dir, device, ["test"] if arguments.robustness else runs.SPLITS)
@@ -88,8 +88,8 @@ def main(argv=None):
                 write_results(path, model, checkpoint, splits)
                 drawings.append((plots.draw_run, folders[path]))
             if len(loaded) > 1:
-                drawings += compare([folders[path] for path in loaded], out_dir)
-            plots.draw_all(drawings)
+                drawings.append((compare, [folders[path] for path in loaded], out_dir))
+            plots.draw_all(drawings)  # all of them, even if a file of one run is damaged
     return 0 if all_loaded else 2
 
 
@@ -117,7 +117,7 @@ def load_models(paths, device, skip_foreign):
     for path in paths:
         try:
             model, checkpoint = models.load_model(path)
-        except runs.CheckpointError as error:
+        except (runs.CheckpointError, models.ModelError) as error:
             if not skip_foreign:
                 raise
             command.print_error(f"{error} (left out)")
@@ -175,8 +175,9 @@ def parse_arguments(argv):
     if arguments.image:
         arguments.image = command.expand(arguments.image)
         if not arguments.checkpoint:  # one that comes last has been taken for a picture
-            arguments.checkpoint = [path for path in arguments.image if path.suffix == ".pt"]
-            arguments.image = [path for path in arguments.image if path.suffix != ".pt"]
+            checkpoints = [path for path in arguments.image if path.suffix == ".pt" or (path / runs.BEST).exists()]
+            arguments.checkpoint = checkpoints
+            arguments.image = [path for path in arguments.image if path not in checkpoints]
             if not arguments.image:
                 parser.error("--image: no picture is named")
     return arguments
@@ -201,8 +202,8 @@ def write_results(path, model, checkpoint: runs.Checkpoint, splits):
     """Evaluate a checkpoint's network on the three splits: write metrics.json, predictions_test.npz and what the
     pictures show, print the tables.
 
-    The "settings" in metrics.json are those under which the checkpoint's epoch was trained, precision, threads and so
-    on those of that epoch too, its "seconds" those of all epochs up to it.
+    In metrics.json, settings, precision, threads and so on are the checkpoint's; "seconds" are those of all epochs up
+    to its own.
     """
     folder = results_folder(path)
     if checkpoint.classes != data.CLASSES[checkpoint.dataset]:
@@ -339,7 +340,7 @@ def format_metrics(metrics):
 
 def compare(folders, out_dir):
     """Print a comparison of the results of several runs, and write it as comparison.csv and .md into `out_dir`, with
-    calibrations.csv and recall.csv. Returns what is to be drawn of them, for plots.draw_all.
+    calibrations.csv and recall.csv, and draw their pictures.
 
     A row for each run, from the lowest test accuracy to the highest; each is set against the one before it, on the same
     test images.
@@ -385,8 +386,7 @@ def compare(folders, out_dir):
         runs.write_atomically(out_dir / runs.RECALL, runs.csv_bytes(recalls))
         runs.write_atomically((out_dir / runs.COMPARISON).with_suffix(".md"), "\n".join(map(markdown, tables)).encode())
         print(f"\nThe comparison is in {command.printable(out_dir)}")
-        return [(draw, out_dir) for draw in (plots.draw_comparison, plots.draw_calibrations, plots.draw_recall)]
-    return []
+        plots.draw_all((draw, out_dir) for draw in (plots.draw_comparison, plots.draw_calibrations, plots.draw_recall))
 
 
 def calibration_rows(name, metrics):
@@ -404,9 +404,12 @@ def calibration_rows(name, metrics):
 def may_write(path, rows, base):
     """Whether the rows, dicts with "model", can be written as `path` without losing another run's; says if not. One
     that is gone is no loss: its folder is neither beside `path` nor in `base`, the folder of these runs."""
-    former = {row["model"] for row in runs.read_rows(path, "model")} if path.exists() else set()
+    try:
+        former = {row["model"] for row in runs.read_rows(path, "model")} if path.exists() else set()
+    except runs.ResultsError:
+        former = set()  # a damaged file is replaced
     others = former - {row["model"] for row in rows}
-    lost = [name for name in sorted(others) if any((each / name / runs.BEST).exists() for each in (path.parent, base))]
+    lost = [name for name in sorted(others) if any((each / name).exists() for each in (path.parent, base))]
     if lost:
         lost = ", ".join(lost)
         print("\n" + command.printable(f"Not written: {path} is also about {lost}. --out-dir names another folder."))

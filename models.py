@@ -196,21 +196,27 @@ def build(network):
 
 def check(model):
     """Raise ModelError unless a network returns logits [2, 10] for two images."""
-    name, inside = type(model).__name__, []
+    name, entered, left = type(model).__name__, [], []
 
     def enter(layer, inputs):
-        inside.append((layer, [list(value.shape) for value in inputs if isinstance(value, torch.Tensor)]))
+        entered.append((layer, [list(value.shape) for value in inputs if isinstance(value, torch.Tensor)]))
 
-    hooks = [layer.register_forward_pre_hook(enter) for layer in model.modules() if not [*layer.children()]]
+    def leave(layer, inputs, output):
+        left.append(layer)
+
+    layers = {layer: path for path, layer in model.named_modules() if not [*layer.children()]}
+    hooks = [layer.register_forward_pre_hook(enter) for layer in layers]
+    hooks += [layer.register_forward_hook(leave) for layer in layers]
     model.eval()
     try:
         with torch.no_grad():
             logits = model.logits(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
     except Exception as error:
-        names = {layer: path for path, layer in model.named_modules()}
-        layer, shapes = inside[-1] if inside else (model, [])
-        shapes = ", ".join(map(str, shapes))
-        raise ModelError(f"{name} fails in {names[layer] or 'logits'}, {layer}, given {shapes}: {error}") from error
+        place = f"after {layers[left[-1]]}" if left else "before its first layer"
+        if len(entered) > len(left):
+            layer, shapes = entered[-1]
+            place = f"in {layers[layer]}, {layer}, given {', '.join(map(str, shapes))}"
+        raise ModelError(f"{name} fails {place}: {error}") from error
     finally:
         model.train()
         for hook in hooks:

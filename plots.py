@@ -240,7 +240,8 @@ def draw_loss(folder):
             message = f"{folder / runs.HISTORY} ends before epoch {best_epoch}: go on with the run by --resume"
             raise runs.ResultsError(message)
         (best,) = np.flatnonzero(epochs == best_epoch)
-        kinds = [kind for name, kind in (("augment", "augmented"), ("skip_easy", "mostly hard")) if settings[name]]
+        kinds = {"augment": "augmented", "corrupt": "corrupted", "skip_easy": "mostly hard"}
+        kinds = [kind for name, kind in kinds.items() if settings[name]]
         training += f" ({', '.join(kinds)})" if kinds else ""
     else:
         best = np.lexsort((history["validation_loss"], -history["validation_accuracy"]))[0]

@@ -59,7 +59,7 @@ def parse_shares(text):
     """Parse Recipe.corrupt, "KIND=SHARE,...", into a dict; raises ValueError if it is invalid."""
     try:
         shares = {kind: float(share) for kind, share in (part.split("=") for part in text.split(",") if text)}
-        possible = all(share > 0 for share in shares.values()) and sum(shares.values()) <= 1
+        possible = all(share > 0 for share in shares.values()) and sum(shares.values()) <= 1 + 1e-9
     except (ValueError, AttributeError):
         possible = False
     if not possible or not shares.keys() <= KINDS.keys() or len(shares) < text.count("="):
@@ -90,10 +90,10 @@ def add_options(parser):
 
     def shares(text):
         try:
-            parse_shares(text)
+            given = parse_shares("" if text == "off" else text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
-        return text
+        return ",".join(f"{kind}={given[kind]:g}" for kind in KINDS if kind in given)
 
     group = parser.add_argument_group("recipe", "the defaults are the exercise's")
     option("epochs", "passes over the training split")

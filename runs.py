@@ -76,7 +76,11 @@ class Run:
     dataset: str
     recipe: Recipe
     environment: dict  # from command.describe_environment
-    id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+    id: str  # new_id(), or that of the run that is resumed
+
+
+def new_id():
+    return uuid.uuid4().hex
 
 
 @dataclasses.dataclass
@@ -295,7 +299,8 @@ def check_fields(path, saved):
         raise CheckpointError(f"{path} has missing or unknown entries: {', '.join(wrong)}")
     if wrong := [name for name, value in saved.items() if not POSSIBLE[name](value)]:
         raise CheckpointError(f"{path} has invalid values: {', '.join(wrong)}")
-    if "history" in saved and [row["epoch"] for row in saved["history"]] != [*range(1, saved["epoch"] + 1)]:
+    epochs = [row["epoch"] for row in saved.get("history", ())]
+    if "history" in saved and (len(epochs) != saved["epoch"] or epochs != [*range(1, len(epochs) + 1)]):
         raise CheckpointError(f"{path} has a history that doesn't match its epoch")
 
 
@@ -421,6 +426,7 @@ def load_resumable(folder, model, dataset, given) -> Checkpoint:
     for field, value in given.items():
         before = getattr(saved.recipe, field)
         if value != before and field not in may_change:
+            before, value = (setting if setting != "" else "off" for setting in (before, value))
             raise command.UsageError(f"{last} was trained with {field} {before}, not {value}: leave that option out")
     if given.get("epochs", saved.epoch) < saved.epoch:
         raise command.UsageError(f"{folder} has been trained for {saved.epoch} epochs: --epochs can't be less")

@@ -16,7 +16,6 @@ if __name__ == "__main__":
 
     command.start()
 
-import dataclasses
 import math
 import time
 from typing import NamedTuple
@@ -45,27 +44,30 @@ def train(run: runs.Run, device, data_dir, network=None, saved=None, observe=Non
 
     `network` is its class, if it isn't models.MODELS[run.model]. `saved` is the runs.Checkpoint to resume from.
     observe(model, epoch) is called after each epoch, before it is saved. Returns the history: a dict for every epoch,
-    the rows of history.csv. Raises NotFinite, DataError, OSError, and CheckpointError if `saved` doesn't fit.
+    the rows of history.csv. Raises NotFinite, ModelError, DataError, OSError, and CheckpointError if `saved` doesn't
+    fit.
     """
     recipe = run.recipe
-    splits = data.load_splits(run.dataset, data_dir, ("train", "validation"))
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(recipe.seed)  # decides the initial weights
     model = models.build(network or run.model)
-    model.fit_input(splits["train"].images)
+    splits = data.load_splits(run.dataset, data_dir, ("train", "validation"))
+    model.fit_input(splits["train"].images)  # mean and standard deviation of the pixels
     model.to(device)
     splits = {name: split.to(device) for name, split in splits.items()}
     optimizer = optimizers.make_optimizer(model, recipe)
-    history, image_losses = [], torch.zeros(len(splits["train"].labels), device=device)
+    history = []
+    image_losses = torch.zeros(len(splits["train"].labels), device=device)  # which images are easy, for --skip-easy
     if saved:
         history, image_losses = resume(saved, model, optimizer, image_losses, run.folder / runs.LAST)
     forward = make_forward(model, device, run.environment)
     print_start(run, model, splits)
     picture_due = 0.0
-    while not runs.has_ended(history, recipe):
+    while not runs.has_ended(history, recipe):  # all epochs are done, or the target loss is reached
         epoch, start = len(history) + 1, time.perf_counter()
         trained = train_epoch(model, forward, optimizer, splits["train"], recipe, epoch, image_losses)
         images_per_second = trained.images / (time.perf_counter() - start)
-        validation_loss, validation_accuracy = mean_loss_and_accuracy(evaluate.infer(model, splits["validation"]))
+        predictions = evaluate.infer(model, splits["validation"])  # in eval mode and fp32
+        validation_loss, validation_accuracy = mean_loss_and_accuracy(predictions)
         if not math.isfinite(validation_loss):
             raise NotFinite(f"the validation loss is {validation_loss} after epoch {epoch}; {ADVICE}")
         row = {
@@ -80,6 +82,7 @@ def train(run: runs.Run, device, data_dir, network=None, saved=None, observe=Non
         history.append(row)
         if observe:
             observe(model, epoch)
+        # last.pt, history.csv and, if this epoch is the best so far, best.pt
         runs.save_epoch(run, model.state_dict(), optimizer.state_dict(), history, image_losses)
         picture_due = plots.draw_loss_when_due(run.folder, picture_due)
         print_epoch(row, recipe.epochs, images_per_second, is_best=runs.best_epoch(history) == epoch)
@@ -103,7 +106,7 @@ def train_epoch(model, forward, optimizer, split, recipe: Recipe, epoch, image_l
     waits only every CHECK_EVERY steps, when a loss that isn't finite raises NotFinite, and at the end.
     """
     model.train()
-    torch.manual_seed(derived_seed(recipe.seed, epoch, 2))  # dropout masks depend on seed and epoch alone
+    torch.manual_seed(derived_seed(recipe.seed, epoch, "dropout"))  # dropout masks depend on seed and epoch alone
     order = data.epoch_order(image_losses, recipe.skip_easy, recipe.seed, epoch)
     steps = math.ceil(len(order) / recipe.batch_size)
     corrupt = parse_shares(recipe.corrupt)
@@ -111,10 +114,11 @@ def train_epoch(model, forward, optimizer, split, recipe: Recipe, epoch, image_l
     losses = torch.zeros_like(image_losses)
     hits = torch.zeros((), dtype=torch.int64, device=order.device)
     for step, (indices, images, labels) in enumerate(tqdm(batches, f"epoch {epoch}", steps, leave=False, disable=None)):
+        # As if every epoch had as many steps as this one: --skip-easy changes their number.
         learning_rate = optimizers.learning_rate_at((epoch - 1) * steps + step, recipe.epochs * steps, recipe)
         optimizers.set_learning_rate(optimizer, learning_rate)
         logits = train_step(forward, optimizer, images, labels, recipe.label_smoothing)
-        losses[indices] = cross_entropy(logits, labels, reduction="none")
+        losses[indices] = cross_entropy(logits, labels, reduction="none")  # without label smoothing, as in validation
         hits += (logits.argmax(dim=1) == labels).sum()
         if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
             check_finite(losses[order], recipe.batch_size, epoch)
@@ -200,9 +204,9 @@ def main(argv=None):
     device = command.choose_device(arguments.device)
     out_dir = arguments.out_dir or runs.DEFAULT_OUT_DIR[arguments.dataset]
     folder = out_dir / (arguments.run_name or arguments.model)
-    last, saved, given = folder / runs.LAST, None, given_settings(arguments)
-    if arguments.resume and not last.exists():
-        raise command.UsageError(f"nothing to resume: there is no {last}")
+    given, saved = given_settings(arguments), None
+    if arguments.resume and not (folder / runs.LAST).exists():
+        raise command.UsageError(f"nothing to resume: there is no {folder / runs.LAST}")
     with runs.claim_folder(folder):
         if arguments.resume:
             saved = runs.load_resumable(folder, arguments.model, arguments.dataset, given)
@@ -212,9 +216,8 @@ def main(argv=None):
             device, arguments.precision, arguments.compile, before=saved.environment if saved else None
         )
         recipe = saved.recipe if saved else Recipe(**given)
-        run = runs.Run(folder, arguments.model, arguments.dataset, recipe, environment)
-        if saved:
-            run = dataclasses.replace(run, id=saved.run_id)
+        run_id = saved.run_id if saved else runs.new_id()
+        run = runs.Run(folder, arguments.model, arguments.dataset, recipe, environment, run_id)
         with command.printing_how_to_resume(lambda: runs.is_resumable(run)):
             train(run, device, arguments.data_dir, saved=saved)
             evaluate.evaluate_checkpoint(folder / runs.BEST, arguments.data_dir, device)

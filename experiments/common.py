@@ -15,7 +15,7 @@ import evaluate
 import models
 import runs
 import train
-from experiments import EFFECTS, LAST_EPOCH, NOISE, RUNS, TRUE_LOSS, pictures
+from experiments import EFFECTS, NOISE, RUNS, pictures
 from metrics import mean_loss_and_accuracy
 from recipe import LIMITS, Recipe
 
@@ -51,11 +51,11 @@ def train_or_resume(folder, name, recipe: Recipe, arguments, network=None, preci
     if (folder / runs.LAST).exists():
         saved = runs.load_resumable(folder, name, arguments.dataset, {})
         check_recipe(folder, saved.recipe, recipe, saved.dataset, arguments.dataset)
-    else:
-        for file in (TRUE_LOSS, LAST_EPOCH, NOISE):
-            (folder / file).unlink(missing_ok=True)
+    elif (folder / runs.METRICS).exists():  # a run that came with the clone, without last.pt
+        metrics = runs.read_metrics(folder)
+        check_recipe(folder, runs.recipe_of(metrics["settings"]), recipe, metrics["dataset"], arguments.dataset)
     environment = command.describe_environment(device, precision, before=saved.environment if saved else None)
-    run = runs.Run(folder, name, arguments.dataset, recipe, environment, **({"id": saved.run_id} if saved else {}))
+    run = runs.Run(folder, name, arguments.dataset, recipe, environment, saved.run_id if saved else runs.new_id())
     return train.train(run, device, arguments.data_dir, network, saved, observe)
 
 
@@ -137,15 +137,21 @@ def compare_variants(argv, description, folder, variants, epochs):
             place = arguments.folder / name / str(seed)
             jobs[place] = functools.partial(train_variant, place, variants[name], seed)
     share(jobs)
-    lines = summary(arguments.folder, variants, arguments.epochs)
-    runs.write_atomically(arguments.folder / RUNS, runs.csv_bytes(lines))
+    with command.locked(arguments.folder, "Waiting for another process that summarises the runs"):
+        if lines := summary(arguments.folder, variants, arguments.epochs):
+            write_effects(arguments.folder, variants, lines)
+
+
+def write_effects(folder, variants, lines):
+    """Write runs.csv and effects.csv, and draw effects.png."""
+    runs.write_atomically(folder / RUNS, runs.csv_bytes(lines))
     values = {}
     for line in lines:
         values.setdefault(line["variant"], []).append(line["validation_accuracy"])
-    table = arguments.folder / EFFECTS
+    table = folder / EFFECTS
     if differences := effects(values, [(name, variant.baseline) for name, variant in variants.items()]):
         runs.write_atomically(table, runs.csv_bytes(differences))
-        pictures.draw_effects(arguments.folder)
+        pictures.draw_effects(folder)
     else:
         for path in (table, table.with_suffix(".png")):
             path.unlink(missing_ok=True)
@@ -153,9 +159,10 @@ def compare_variants(argv, description, folder, variants, epochs):
 
 def write_noise_accuracy(folder, variant: Variant, arguments):
     """Write the best epoch's accuracy on the validation split with added noise, a corruption not used in training."""
-    model = variant.build()
+    device = command.choose_device(arguments.device)
+    model = variant.build().to(device)
     models.load_weights(model, runs.load_checkpoint(folder / runs.BEST).weights, folder / runs.BEST)
-    split = data.load_splits(arguments.dataset, arguments.data_dir, ("validation",))["validation"]
+    split = data.load_splits(arguments.dataset, arguments.data_dir, ("validation",))["validation"].to(device)
     images = corruptions.noisy(split.images, NOISE_STD)
     _, accuracy = mean_loss_and_accuracy(evaluate.infer(model, data.Split(images, split.labels)))
     rows = [{"noise": NOISE_STD, "validation_accuracy": accuracy}]

@@ -79,8 +79,11 @@ def main(argv=None):
             if seed or not is_committed(run, recipe, arguments.dataset):
                 jobs[folder] = functools.partial(train_run, folder, variant, recipe)
     share(jobs)
-    runs.write_atomically(arguments.folder / SEEDS, runs.csv_bytes(summary(arguments, epochs)))
-    pictures.draw_seeds(arguments.folder)
+    runs.make_folder(arguments.folder)
+    with command.locked(arguments.folder, "Waiting for another process that summarises the runs"):
+        if rows := summary(arguments, epochs):
+            runs.write_atomically(arguments.folder / SEEDS, runs.csv_bytes(rows))
+            pictures.draw_seeds(arguments.folder)
 
 
 def is_committed(run, recipe, dataset):
@@ -93,9 +96,10 @@ def is_committed(run, recipe, dataset):
 
 def write_last_epoch(folder, arguments):
     """Write the last epoch's test accuracy, for comparison with the best epoch's."""
+    device = command.choose_device(arguments.device)
     model, checkpoint = models.load_model(folder / runs.LAST)
-    test = data.load_splits(arguments.dataset, arguments.data_dir, ("test",))["test"]
-    _, accuracy = mean_loss_and_accuracy(evaluate.infer(model, test))
+    test = data.load_splits(arguments.dataset, arguments.data_dir, ("test",))["test"].to(device)
+    _, accuracy = mean_loss_and_accuracy(evaluate.infer(model.to(device), test))
     rows = [{"epoch": checkpoint.epoch, "test_accuracy": accuracy}]
     runs.write_atomically(folder / LAST_EPOCH, runs.csv_bytes(rows))
 

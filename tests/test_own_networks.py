@@ -136,3 +136,13 @@ def test_network_of_the_wrong_shape_is_rejected_before_training(call, monkeypatc
     monkeypatch.setitem(models.MODELS, "mine", network)
     code, out, err = call(train.main, "--model", "mine", *DIGITS)
     assert code == 2 and reason in err and len(err.splitlines()) == 1 and "epoch" not in out
+
+
+def test_a_failure_between_layers_is_not_blamed_on_one():
+    class WrongSum(Residual):
+        def logits(self, images):
+            values = self.first(self.normalised(images))
+            return self.last((values + self.second(values)[:, :5]).flatten(1))
+
+    with pytest.raises(models.ModelError, match="WrongSum fails after second: The size of tensor"):
+        models.build(WrongSum)
