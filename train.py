@@ -66,10 +66,7 @@ def train(run: runs.Run, device, data_dir, network=None, saved=None, observe=Non
         epoch, start = len(history) + 1, time.perf_counter()
         trained = train_epoch(model, forward, optimizer, splits["train"], recipe, epoch, image_losses)
         images_per_second = trained.images / (time.perf_counter() - start)
-        predictions = evaluate.infer(model, splits["validation"])  # in eval mode and fp32
-        validation_loss, validation_accuracy = mean_loss_and_accuracy(predictions)
-        if not math.isfinite(validation_loss):
-            raise NotFinite(f"the validation loss is {validation_loss} after epoch {epoch}; {ADVICE}")
+        validation_loss, validation_accuracy = validate(model, splits["validation"], epoch)
         row = {
             "epoch": epoch,
             "train_loss": trained.loss,
@@ -139,6 +136,14 @@ def train_step(forward, optimizer, images, labels, label_smoothing=0.0):
     return logits.detach()
 
 
+def validate(model, split, epoch):
+    """Mean loss and accuracy on a split, in eval mode and fp32. Raises NotFinite."""
+    loss, accuracy = mean_loss_and_accuracy(evaluate.infer(model, split))
+    if not math.isfinite(loss):
+        raise NotFinite(f"the validation loss is {loss} after epoch {epoch}; {ADVICE}")
+    return loss, accuracy
+
+
 def make_forward(model, device, environment):
     """A function from uint8 images [N, 3, 32, 32] to float32 logits [N, 10], computed in the training precision."""
     compute_logits = command.compiled(model.logits) if environment["compile"] else model.logits
@@ -194,9 +199,6 @@ def print_epoch(row, epochs, images_per_second, is_best):
         f"{'  best' if is_best else ''}",
         flush=True,
     )
-
-
-# The command line.
 
 
 def main(argv=None):
