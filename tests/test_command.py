@@ -295,7 +295,7 @@ def test_patterns_that_the_shell_did_not_expand_are_expanded(tmp_path, monkeypat
 @pytest.mark.skipif(os.name == "nt", reason="needs a Unix terminal")
 def test_training_continues_when_its_terminal_is_closed(tmp_path):
     terminal, end = os.openpty()
-    words = [sys.executable, ROOT / "train.py", "--model", "dense", "--dataset", "digits", "--epochs", "30"]
+    words = [sys.executable, ROOT / "train.py", "--model", "dense", "--dataset", "digits", "--epochs", "3"]
     with subprocess.Popen(words, cwd=tmp_path, stdout=end, stderr=end, start_new_session=True) as process:
         os.close(end)
         os.read(terminal, 10)  # it has started to print

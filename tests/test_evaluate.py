@@ -278,20 +278,6 @@ def test_what_is_written_means_something(finished_run):
 MOVES = [(4, 0), (-4, 0), (0, 4), (0, -4)]
 
 
-@pytest.mark.pictures
-def test_damaged_history_is_named(finished_run, call, tmp_path):
-    shutil.copy(finished_run("cnn2")[0] / "best.pt", tmp_path)
-    first_row = "".join((finished_run("cnn2")[0] / "history.csv").read_text().splitlines(keepends=True)[:2])
-    for content, reason in (
-        ("", "is damaged"),
-        ("epoch,train_loss\n1\n", "is damaged"),
-        (first_row, "ends before epoch"),
-    ):
-        (tmp_path / "history.csv").write_text(content)
-        code, _, err = call(evaluate.main, "best.pt")
-        assert code == 2 and f"history.csv {reason}" in err and len(err.splitlines()) == 1
-
-
 def test_cells_of_the_comparison():
     assert evaluate.format_cell("seconds_per_epoch", 0.25) == "0.2"
     assert evaluate.format_cell("test_accuracy", 1.0) == "100.00%"

@@ -250,6 +250,7 @@ def test_seeds_are_trained_once_and_summarised_with_the_committed_run(call, tmp_
     assert runs.read_metrics("longer/dense/0")["settings"]["epochs"] == 2
 
 
+@pytest.mark.slow
 def test_processes_share_the_runs_and_one_that_dies_leaves_its_run_to_the_others(tmp_path):
     """Three at once; one is killed while it trains, so that another has to finish its run."""
     words = ["-m", "experiments.precision", *DIGITS, "--epochs", "3", "--seeds", "2", "--data-dir", "nowhere"]

@@ -85,9 +85,8 @@ class ElevenClasses(models.Network):
         self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3072, 11))
 
 
-@pytest.mark.pictures
 @pytest.mark.parametrize("network", [Nested, Residual, Buffers, Unused, Lazy, Grey], ids=lambda each: each.__name__)
-def test_own_network_is_trained_resumed_evaluated_and_drawn(call, tmp_path, monkeypatch, few_digits, network):
+def test_own_network_is_trained_resumed_evaluated_and_compared(call, tmp_path, monkeypatch, few_digits, network):
     monkeypatch.setitem(models.MODELS, "mine", network)
     options = ["--model", "mine", *DIGITS, "--out-dir", "."]
     assert call(train.main, *options, "--epochs", 2, "--run-name", "whole")[0] == 0
