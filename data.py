@@ -1,13 +1,13 @@
-"""The data sets: fetched, verified, split, and held in memory as uint8.
+"""The data sets: downloaded, verified, split, and held in memory as uint8.
 
 CIFAR-10 (Krizhevsky 2009, "Learning multiple layers of features from tiny images"): 60,000 colour images of 32x32
 pixels in ten exclusive classes. The official 50,000 training images are split into 45,000 for training and 5,000 for
 validation; the official 10,000 test images are the test split.
 
-scikit-learn's handwritten digits (1,797 images) stand in for a first try without a network, and for the tests.
+scikit-learn's handwritten digits (1,797 images) need no download; they serve for a first try and for the tests.
 
-torchvision and scikit-learn are imported by the functions that use them: they take as long to import as all the rest,
-and whoever mistypes an option needn't wait for them.
+torchvision and scikit-learn are imported inside functions: they take as long to import as everything else, and a
+mistyped option should be reported at once.
 """
 
 from pathlib import Path
@@ -28,10 +28,8 @@ CLASSES = {
 }
 SPLIT_SEED = 0
 VALIDATION, TEST, TOTAL = 5_000, 10_000, 60_000  # images of CIFAR-10; the digits are split in the same proportions
-
-
-WARM_UP = 3  # epochs that visit all images, whatever is easy
-EASY_EVERY = 3
+WARM_UP = 3  # the first epochs, which visit all images
+EASY_EVERY = 3  # later, an easy image is visited in one of so many epochs
 
 
 class Split(NamedTuple):
@@ -45,10 +43,10 @@ class Split(NamedTuple):
 
 
 def load_splits(dataset, data_dir, names=("train", "validation", "test"), split_seed=SPLIT_SEED):
-    """The named splits of a data set on the CPU, as a dict from name to Split.
+    """Load splits of a data set on the CPU, as a dict from name to Split.
 
-    Training asks for "train" and "validation" alone, so that it can't see a test image. `split_seed` decides which
-    images are for validation, apart from the seed of the training. Raises DataError or OSError.
+    Training asks only for "train" and "validation", so that it can't see a test image. `split_seed`, which is not the
+    training seed, decides which images are for validation. Raises DataError or OSError.
     """
     if dataset == "digits":
         splits = split_digits(split_seed)
@@ -60,7 +58,7 @@ def load_splits(dataset, data_dir, names=("train", "validation", "test"), split_
 
 
 def stratified(labels, size, split_seed):
-    """Two sorted index arrays that part the samples, the second with `size` of them, every class in proportion."""
+    """Split sample indices into two sorted arrays, the second of length `size`, with all classes in proportion."""
     from sklearn.model_selection import train_test_split
 
     rest, drawn = train_test_split(np.arange(len(labels)), test_size=size, stratify=labels, random_state=split_seed)
@@ -68,13 +66,13 @@ def stratified(labels, size, split_seed):
 
 
 def as_split(pixels, labels):
-    """uint8 array [N, 32, 32, 3], which torchvision gives in another memory order, and N integers -> Split."""
-    pixels = np.ascontiguousarray(pixels)
+    """uint8 array [N, 32, 32, 3] and N integers -> Split."""
+    pixels = np.ascontiguousarray(pixels)  # torchvision's have another memory order
     return Split(torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.as_tensor(labels, dtype=torch.int64))
 
 
 def split_digits(split_seed):
-    """scikit-learn's digits, 8x8 pixels of 0 to 16, resized to 32x32 RGB and split in CIFAR-10's proportions."""
+    """scikit-learn's digits, 8x8 pixels from 0 to 16, resized to 32x32 RGB and split in CIFAR-10's proportions."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -88,7 +86,7 @@ def split_digits(split_seed):
 
 
 def read_cifar10(data_dir, names, split_seed):
-    """The splits of CIFAR-10, as far as `names` asks for them; the test batch is read for "test" alone."""
+    """The splits of CIFAR-10 that `names` asks for, or more; the test batch is read only for "test"."""
     from torchvision.datasets import CIFAR10
 
     splits = {}
@@ -103,17 +101,17 @@ def read_cifar10(data_dir, names, split_seed):
                 train, validation = stratified(labels, VALIDATION, split_seed)
                 splits["train"] = as_split(official.data[train], labels[train])
                 splits["validation"] = as_split(official.data[validation], labels[validation])
-        except RuntimeError as error:  # torchvision says that something is wrong; say which file
+        except RuntimeError as error:  # torchvision doesn't say which file is damaged
             raise DataError(download.describe_damage(root / download.FOLDER)) from error
     return splits
 
 
 def epoch_order(image_losses, skip_easy, seed, epoch):
-    """The samples that an epoch visits, in its order: int64 [M] on the device of `image_losses`, float32 [N].
+    """Indices of the samples that an epoch visits, in order: int64 [M] on the device of `image_losses`, float32 [N].
 
-    That is all of them at first. After WARM_UP epochs, the share `skip_easy` with the lowest losses counts as easy, and
-    an easy sample is visited in one of EASY_EVERY epochs only. (Which these are, a smaller network says in Jordan's
-    airbench96_faster; here, the losses of the last epochs do.) (seed, epoch) and the losses alone decide.
+    The first WARM_UP epochs visit all samples. After that, the share `skip_easy` with the lowest losses counts as easy,
+    and an easy sample is visited in only one of EASY_EVERY epochs. (In Jordan's airbench96_faster, a smaller network
+    decides which are easy; here, the losses of the last epochs do.) Only the losses, seed and epoch decide.
     """
     count = len(image_losses)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(derived_seed(seed, epoch, "order")))
@@ -129,23 +127,23 @@ def epoch_order(image_losses, skip_easy, seed, epoch):
 
 
 def epochs_for_an_image(skip_easy, epochs):
-    """How many epochs visit a sample on average."""
+    """How many of the epochs visit a sample, on average."""
     return epochs - skip_easy * (1 - 1 / EASY_EVERY) * max(0, epochs - WARM_UP)
 
 
 def batches(split, order, batch_size, seed, epoch, augment=False, corrupt=None):
-    """Yield (indices, images, labels) in a given order, int64 [batch_size], uint8 [batch_size, 3, 32, 32] and int64
-    [batch_size], with an augmentation that (seed, epoch) alone decide.
+    """Yield (indices, images, labels) in the given order: int64 [batch_size], uint8 [batch_size, 3, 32, 32] and int64
+    [batch_size]. Augmentation depends only on (seed, epoch).
 
-    `order`, int64 [M], is on the split's device. `corrupt` is a dict from a kind of corruption to its share of the
-    samples (augmentation.KINDS). The last batch of an epoch is smaller where `batch_size` doesn't divide M.
+    `order`, int64 [M], is on the split's device. `corrupt` is a dict from a kind of corruption (augmentation.KINDS) to
+    its share of the samples. The last batch is smaller if `batch_size` doesn't divide M.
     """
     count, device = len(split.labels), order.device
     if augment:
         flips, shifts, corners = (part.to(device) for part in augmentation.draw_changes(count, seed, epoch))
     if corrupt:
         kinds, strengths = (part.to(device) for part in augmentation.draw_corruptions(count, corrupt, seed, epoch))
-    pixels = split.images.permute(0, 2, 3, 1)  # in the order of memory: each image is one run of bytes to copy
+    pixels = split.images.permute(0, 2, 3, 1)  # in memory order: each image is one block of bytes to copy
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         images = pixels.index_select(0, batch).permute(0, 3, 1, 2)
@@ -159,5 +157,5 @@ def batches(split, order, batch_size, seed, epoch, augment=False, corrupt=None):
 
 
 def examples(split, per_class):
-    """The first `per_class` images of every class, uint8 [10, per_class, 3, 32, 32]."""
+    """The first `per_class` images of each class, uint8 [10, per_class, 3, 32, 32]."""
     return torch.stack([split.images[split.labels == label][:per_class] for label in range(10)])

@@ -1,18 +1,18 @@
-"""Evaluate saved checkpoints: metrics, tables and pictures; or let one name your own pictures.
+"""Evaluate checkpoints: metrics, tables and pictures; or classify your own pictures with them.
 
 Usage:
 
-    python evaluate.py                                      every best.pt under outs/exercise_04, and the comparison
-    python evaluate.py outs/exercise_04/cnn2/best.pt        one of them
+    python evaluate.py                                      every best.pt under outs/exercise_04, and a comparison
+    python evaluate.py outs/exercise_04/cnn2/best.pt        a single checkpoint
     python evaluate.py outs/exercise_04/cnn2/best.pt --image cat.jpg holiday/
-    python evaluate.py --robustness                         test accuracy on changed images, of all of them
+    python evaluate.py --robustness                         test accuracy of all of them on corrupted images
 """
 
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` leaves it out
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` omits it
     import command
 
     command.start()
@@ -51,7 +51,7 @@ from metrics import (
     worst_mistakes,
 )
 
-MAPS_SHOWN = 4  # feature maps of a block and an image
+MAPS_SHOWN = 4  # feature maps shown per block and image
 BATCH_SIZE = 100  # images predicted at a time
 
 
@@ -89,29 +89,29 @@ def main(argv=None):
                 drawings.append((plots.draw_run, folders[path]))
             if len(loaded) > 1:
                 drawings.append((compare, [folders[path] for path in loaded], out_dir))
-            plots.draw_all(drawings)  # all of them, even if a file of one run is damaged
+            plots.draw_all(drawings)  # if one run's file is damaged, the others are still drawn
     return 0 if all_loaded else 2
 
 
 def find_checkpoints(named):
-    """The checkpoint files to evaluate, each once: those that are named, where a run folder stands for its best.pt, or
+    """The checkpoint files to evaluate, without duplicates: those given, where a run folder means its best.pt, or else
     every best.pt of the exercise's runs."""
     folder = runs.DEFAULT_OUT_DIR["cifar10"]
     paths = command.expand(named) if named else sorted(folder.glob(f"*/{runs.BEST}"))
     if not paths:
         project = Path(__file__).resolve().parent
         where = f"under {folder.absolute()}" + (f"; the project is in {project}" if Path.cwd() != project else "")
-        raise runs.CheckpointError(f"no checkpoint named, and no {runs.BEST} {where}")
+        raise runs.CheckpointError(f"no checkpoint given, and no {runs.BEST} {where}")
     paths = [path / runs.BEST if path.is_dir() else path for path in paths]
     for path in paths:
-        os.stat(path)  # raises OSError where there is none, before a folder is made for its results
+        os.stat(path)  # raises OSError for a missing file before a folder is created for its results
     return list({os.path.realpath(path): path for path in paths}.values())
 
 
 def load_models(paths, device, skip_foreign):
-    """The networks and checkpoints of files as a dict by path, and whether that is all of them.
+    """Load checkpoints: a dict from path to (Network, Checkpoint), and whether all of them could be loaded.
 
-    One that can't be used raises CheckpointError, or is named and left out if `skip_foreign`.
+    One that can't be used raises CheckpointError or ModelError, or is reported and skipped if `skip_foreign`.
     """
     loaded = {}
     for path in paths:
@@ -120,7 +120,7 @@ def load_models(paths, device, skip_foreign):
         except (runs.CheckpointError, models.ModelError) as error:
             if not skip_foreign:
                 raise
-            command.print_error(f"{error} (left out)")
+            command.print_error(f"{error} (skipped)")
         else:
             loaded[path] = model.to(device), checkpoint
     if not loaded:
@@ -129,8 +129,8 @@ def load_models(paths, device, skip_foreign):
 
 
 def read_splits(loaded, data_dir, device, names=runs.SPLITS):
-    """The splits that these networks were trained for, as a dict from name to data.Split on the device; raises
-    CheckpointError where they weren't trained for the same."""
+    """Load the data set that these networks were trained on: a dict from split name to data.Split, on the device.
+    Raises CheckpointError if they weren't all trained on the same data set and split."""
     kinds = {(checkpoint.dataset, checkpoint.split_seed) for _, checkpoint in loaded.values()}
     if len(kinds) > 1:
         kinds = "; ".join(f"{dataset}, split {seed}" for dataset, seed in sorted(kinds))
@@ -142,7 +142,7 @@ def read_splits(loaded, data_dir, device, names=runs.SPLITS):
 
 def parse_arguments(argv):
     parser = command.Parser(
-        description="Evaluate checkpoints on the training, validation and test split, or name the content of pictures.",
+        description="Evaluate checkpoints on the training, validation and test split, or classify pictures.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -157,34 +157,34 @@ def parse_arguments(argv):
         type=Path,
         nargs="+",
         metavar="PATH",
-        help="pictures to classify, or folders of them; needs no data set",
+        help="pictures to classify, or folders of pictures; needs no data set",
     )
     task.add_argument(
         "--robustness",
         action="store_true",
-        help="measure the accuracy on changed test images instead: shifted, rotated, noisy, ...",
+        help="measure accuracy on corrupted test images instead: shifted, rotated, noisy, ...",
     )
     parser.add_argument(
         "--out-dir",
         type=Path,
-        help="folder for the comparison or the robustness (default: the one that holds the first run), or for what "
-        "--image sees (default: none)",
+        help="folder for the comparison or the robustness results (default: the one that contains the first run), or "
+        "for the predictions of --image (default: not saved)",
     )
     command.add_common_arguments(parser)
     arguments = parser.parse_args(argv)
     if arguments.image:
         arguments.image = command.expand(arguments.image)
-        if not arguments.checkpoint:  # one that comes last has been taken for a picture
+        if not arguments.checkpoint:  # those given after --image were parsed as pictures
             checkpoints = [path for path in arguments.image if path.suffix == ".pt" or (path / runs.BEST).exists()]
             arguments.checkpoint = checkpoints
             arguments.image = [path for path in arguments.image if path not in checkpoints]
             if not arguments.image:
-                parser.error("--image: no picture is named")
+                parser.error("--image: no picture given")
     return arguments
 
 
 def infer(model, split) -> Predictions:
-    """Predict a whole split, in fp32 whatever the precision of the training, so that every machine agrees."""
+    """Predict a whole split, in fp32 whatever the training precision, so that all machines agree."""
     model.eval()
     with torch.inference_mode():
         parts = [model.logits(images).float().log_softmax(dim=1) for images in split.images.split(BATCH_SIZE)]
@@ -192,22 +192,22 @@ def infer(model, split) -> Predictions:
 
 
 def evaluate_checkpoint(path, data_dir, device):
-    """Evaluate one checkpoint on the three splits and draw the pictures: see write_results and plots.draw_run."""
+    """Evaluate one checkpoint on the three splits and draw its pictures: see write_results and plots.draw_run."""
     loaded, _ = load_models([path], device, skip_foreign=False)
     write_results(path, *loaded[path], read_splits(loaded, data_dir, device))
     plots.draw_run(results_folder(path))
 
 
 def write_results(path, model, checkpoint: runs.Checkpoint, splits):
-    """Evaluate a checkpoint's network on the three splits: write metrics.json, predictions_test.npz and what the
-    pictures show, print the tables.
+    """Evaluate a checkpoint's network on the three splits: print the tables, and write metrics.json,
+    predictions_test.npz and the data of the pictures.
 
-    In metrics.json, settings, precision, threads and so on are the checkpoint's; "seconds" are those of all epochs up
-    to its own.
+    In metrics.json, settings, precision, threads and so on are the checkpoint's; "seconds" is the training time up to
+    its epoch.
     """
     folder = results_folder(path)
     if checkpoint.classes != data.CLASSES[checkpoint.dataset]:
-        raise runs.CheckpointError(f"{path} has other classes than {checkpoint.dataset}")
+        raise runs.CheckpointError(f"the classes in {path} are not those of {checkpoint.dataset}")
     metrics = {
         "model": checkpoint.model,
         "dataset": checkpoint.dataset,
@@ -236,8 +236,8 @@ def write_results(path, model, checkpoint: runs.Checkpoint, splits):
 
 
 def write_filters_and_inside(folder, model, checkpoint: runs.Checkpoint, split, predictions: Predictions):
-    """Write what two pictures show of a network with convolutions: the first one's kernels, and what becomes of the
-    first images that are recognised, and of the first that aren't (not cherry-picked)."""
+    """Write the data of two pictures, if the network has a convolution: the kernels of the first one, and what happens
+    inside the network to the first three images classified right and the first three wrong (not cherry-picked)."""
     convolution = first_convolution(model)
     if convolution is None:
         return
@@ -253,16 +253,16 @@ def write_filters_and_inside(folder, model, checkpoint: runs.Checkpoint, split, 
 
 
 def first_convolution(model):
-    """The first convolution of a network, wherever it stands; None where there is none."""
+    """The first convolution of a network, at any depth, or None."""
     return next((layer for layer in model.modules() if isinstance(layer, nn.Conv2d)), None)
 
 
 def look_inside(model, split):
-    """What becomes of a few images in a network, as arrays by name.
+    """What happens to a few images inside a network, as a dict of arrays.
 
     images, labels, probabilities [N, 10]; block_1, block_2, ... [N, MAPS_SHOWN, height, width]: the feature maps after
-    each pooling (block_maps); occlusion [N, 7, 7]: how much less probable the label is where a grey square covers the
-    image (Zeiler & Fergus 2014, arXiv:1311.2901).
+    each pooling (block_maps); occlusion [N, 7, 7]: how much the label's probability drops when a grey square covers
+    that part of the image (Zeiler & Fergus 2014, arXiv:1311.2901).
     """
     count = len(split.labels)
     with torch.inference_mode():
@@ -285,8 +285,8 @@ def look_inside(model, split):
 
 
 def block_maps(model, images):
-    """For each pooling of a network, what the next convolution or flattening receives: of its feature maps those
-    that vary most, float32 [N, MAPS_SHOWN, height, width], as a list."""
+    """For each pooling layer, the feature maps that the next convolution or flatten layer receives: a list of float32
+    arrays [N, up to MAPS_SHOWN, height, width], with the maps of each image that vary most."""
     maps, pooled = [], []
 
     def note_pooling(layer, inputs, output):
@@ -310,8 +310,8 @@ def block_maps(model, images):
 
 
 def write_predictions(folder, images, predictions: Predictions, classes):
-    """Write predictions_test.npz, and what two pictures show of it, with the images, uint8 [N, 3, 32, 32]: the worst
-    mistakes and some predictions at random, the same for every network."""
+    """Write predictions_test.npz, and the data of two pictures: the worst mistakes, and a random sample, the same for
+    every network. `images` is uint8 [N, 3, 32, 32]."""
     probabilities, labels = predictions.probabilities(), predictions.labels.numpy()
     runs.write_arrays(folder / runs.PREDICTIONS, labels=labels, probabilities=probabilities)
     losses = -predictions.log_probabilities.numpy()[np.arange(len(labels)), labels]
@@ -329,7 +329,7 @@ def write_predictions(folder, images, predictions: Predictions, classes):
 
 
 def results_folder(checkpoint_path):
-    """best.pt is what its run folder is about; the results of any other file go to a folder of its own beside it."""
+    """Where a checkpoint's results go: for best.pt its run folder, for any other file a folder of its own beside it."""
     path = Path(checkpoint_path)
     return path.parent if path.name == runs.BEST else path.with_name(f"{path.stem}_results")
 
@@ -339,11 +339,11 @@ def format_metrics(metrics):
 
 
 def compare(folders, out_dir):
-    """Print a comparison of the results of several runs, and write it as comparison.csv and .md into `out_dir`, with
-    calibrations.csv and recall.csv, and draw their pictures.
+    """Compare the results of several runs: print tables, write comparison.csv and .md, calibrations.csv and recall.csv
+    to `out_dir`, and draw their pictures.
 
-    A row for each run, from the lowest test accuracy to the highest; each is set against the one before it, on the same
-    test images.
+    There is a row for each run, from the lowest test accuracy to the highest; each is compared with the one before it,
+    on the same test images.
     """
     folders = [Path(folder).resolve() for folder in folders]
     results, metrics_of = [], {}
@@ -390,7 +390,7 @@ def compare(folders, out_dir):
 
 
 def calibration_rows(name, metrics):
-    """Of a run, a row for each bin that holds test images, before and after the temperature, as dicts."""
+    """A dict for each non-empty calibration bin of a run's test split, before and after temperature scaling."""
     before, after = metrics["test"], metrics["test"]["after_temperature"]
     return [
         {"model": name, "when": when, "temperature": metrics["temperature"], "loss": values["loss"]}
@@ -402,8 +402,8 @@ def calibration_rows(name, metrics):
 
 
 def may_write(path, rows, base):
-    """Whether the rows, dicts with "model", can be written as `path` without losing another run's; says if not. One
-    that is gone is no loss: its folder is neither beside `path` nor in `base`, the folder of these runs."""
+    """Whether `rows`, dicts with "model", can be written to `path` without losing those of another run; if not, say so.
+    Runs whose folder is gone, both beside `path` and in `base`, the folder of these runs, don't count."""
     try:
         former = {row["model"] for row in runs.read_rows(path, "model")} if path.exists() else set()
     except runs.ResultsError:
@@ -412,38 +412,38 @@ def may_write(path, rows, base):
     lost = [name for name in sorted(others) if any((each / name).exists() for each in (path.parent, base))]
     if lost:
         lost = ", ".join(lost)
-        print("\n" + command.printable(f"Not written: {path} is also about {lost}. --out-dir names another folder."))
+        print("\n" + command.printable(f"Not written: {path} also covers {lost}. Choose another --out-dir."))
     return not lost
 
 
 def seconds_per_epoch(folder, metrics):
-    """The median over the run's epochs, which an interruption doesn't change; the mean where there is no history."""
+    """The median over the run's epochs, which an interruption doesn't affect; without history.csv, the mean."""
     if (folder / runs.HISTORY).exists():
         return float(np.median(runs.read_history(folder)["seconds"]))
     return metrics["seconds"] / metrics["best_epoch"]
 
 
 def right_predictions(folder):
-    """Where a run's saved test predictions are right, bool [N]."""
+    """Which of a run's saved test predictions are right, bool [N]."""
     probabilities, labels = runs.read_arrays(folder / runs.PREDICTIONS, "probabilities", "labels")
     return probabilities.argmax(axis=1) == labels
 
 
 def common_folder(folders):
-    """The folder that all the runs' folders have in common. (os.path.commonpath stops at several drives.)"""
+    """The innermost folder that contains all run folders. (os.path.commonpath fails if they are on several drives.)"""
     parts = zip(*(folder.parent.parts for folder in folders))
     return Path(*(names[0] for names in itertools.takewhile(lambda names: len({*names}) == 1, parts)))
 
 
 def run_names(folders):
-    """What runs are called where they stand together: their paths from the common folder, printable."""
+    """Names for runs that are shown together: their paths relative to the common folder, printable."""
     common = len(common_folder(folders).parts)
     return [command.printable(Path(*folder.parts[common:]).as_posix()) for folder in folders]
 
 
 def measure_robustness(loaded, split, out_dir):
-    """Write robustness.csv and .png: the accuracy of networks, load_models' dict, on the corrupted images of a split;
-    robustness_examples.npz and .png: what one of these images looks like."""
+    """Measure the accuracy of networks, a dict from load_models, on corrupted images of a split. Writes robustness.csv
+    and .png, and one image with each corruption to robustness_examples.npz and .png."""
     folders = [results_folder(path).resolve() for path in loaded]
     networks = {name: model for name, (model, _) in zip(run_names(folders), loaded.values())}
     accuracies, examples = {}, {}
@@ -478,19 +478,19 @@ def measure_robustness(loaded, split, out_dir):
 
 
 def table_rows(rows):
-    """Dicts with the same keys -> rows of strings, the first one the header."""
+    """Dicts with the same keys -> rows of strings, the first of which is the header."""
     header = [column.replace("_", " ") for column in rows[0]]
     return [header, *([format_cell(column, value) for column, value in row.items()] for row in rows)]
 
 
 def markdown(table):
-    """Rows of strings -> a Markdown table, the first column to the left, the others to the right."""
+    """Rows of strings -> a Markdown table, the first column left-aligned, the others right-aligned."""
     lines = [table[0], ["---"] + ["---:"] * (len(table[0]) - 1), *table[1:]]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def format_cell(column, value):
-    """Seconds with one decimal, other floats in percent, counts with thousands separators."""
+    """Seconds with one decimal, other floats as percentages, counts with thousands separators."""
     if isinstance(value, float):
         return f"{value:.1f}" if column.startswith("seconds") else f"{value:.2%}"
     return value if isinstance(value, str) else f"{value:,}"

@@ -1,4 +1,4 @@
-"""From predictions to numbers: metrics, calibration, temperature, intervals, paired differences. Pure functions."""
+"""Metrics, calibration, temperature, confidence intervals, paired differences: pure functions of predictions."""
 
 import math
 from typing import NamedTuple
@@ -8,9 +8,9 @@ import torch
 from torch.nn.functional import cross_entropy, nll_loss
 
 CALIBRATION_BINS = 15  # of equal width, as in Guo et al. 2017
-IMAGES_SHOWN = 25  # of the most confident mistakes, and of all at random
-DECIMALS = 6  # of what is written: the others differ from one processor to the next
-Z = 1.959964  # standard errors on each side of a 95% interval
+IMAGES_SHOWN = 25  # in the picture of the worst mistakes, and in that of random predictions
+DECIMALS = 6  # in result files; further ones differ from one processor to the next
+Z = 1.959964  # half the width of a 95% interval, in standard errors
 METRIC_KEYS = {
     "samples",
     "loss",
@@ -27,16 +27,16 @@ METRIC_COLUMNS = ("precision", "recall", "f1", "specificity")
 
 
 class Predictions(NamedTuple):
-    """log_probabilities: float32 [N, 10], what a network says of a split; labels: int64 [N], the truth; on the CPU.
+    """A network's predictions for a split: log_probabilities, float32 [N, 10]; labels, int64 [N]; both on the CPU.
 
-    As logarithms, because the loss of a confident mistake is lost where its probability rounds to 0.
+    Logarithms, because the loss of a confident mistake couldn't be computed from a probability that rounds to 0.
     """
 
     log_probabilities: torch.Tensor
     labels: torch.Tensor
 
     def probabilities(self) -> np.ndarray:
-        """float32 [N, 10], rounded: where two classes are equally probable, rounding errors don't decide."""
+        """float32 [N, 10], rounded so that rounding errors don't decide between two equally probable classes."""
         return self.log_probabilities.exp().numpy().round(DECIMALS)
 
     def classes(self) -> np.ndarray:
@@ -44,18 +44,18 @@ class Predictions(NamedTuple):
         return self.probabilities().argmax(axis=1)
 
     def right(self) -> np.ndarray:
-        """Where the predicted class is the true one, bool [N]."""
+        """Whether each predicted class is the true one, bool [N]."""
         return self.classes() == self.labels.numpy()
 
 
 def mean_loss_and_accuracy(predictions: Predictions):
-    """Cross-entropy and share of right predictions, each the mean over the samples, as two floats."""
+    """Mean cross-entropy and accuracy over the samples, as two floats."""
     loss = nll_loss(predictions.log_probabilities.double(), predictions.labels).item()
     return loss, float(predictions.right().mean())
 
 
 def rounded(value):
-    """A number, or all that stand in dicts and lists, without the decimals that differ from machine to machine."""
+    """Round floats, also inside dicts and lists, to the decimals on which machines agree."""
     if isinstance(value, dict):
         return {key: rounded(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -64,8 +64,8 @@ def rounded(value):
 
 
 def worst_mistakes(probabilities, labels):
-    """Which samples were given a wrong class with the highest probability, worst first, equal ones in the order of the
-    split: int64 [at most IMAGES_SHOWN]."""
+    """Indices of the misclassified samples whose predicted class has the highest probability, worst first, ties in the
+    order of the split: int64 [at most IMAGES_SHOWN]."""
     confidences = np.where(probabilities.argmax(axis=1) == labels, -1, probabilities.max(axis=1))
     order = np.argsort(-confidences, kind="stable")[:IMAGES_SHOWN]
     return order[confidences[order] >= 0]
@@ -73,7 +73,7 @@ def worst_mistakes(probabilities, labels):
 
 def split_metrics(predictions: Predictions, classes):
     """All metrics of one split as a plain dict."""
-    # Imported here, so that whoever mistypes an option needn't wait for it.
+    # Imported here because it takes long: a mistyped option should be reported at once.
     from sklearn.metrics import balanced_accuracy_score, confusion_matrix, precision_recall_fscore_support
 
     loss, accuracy = mean_loss_and_accuracy(predictions)
@@ -81,7 +81,7 @@ def split_metrics(predictions: Predictions, classes):
     matrix = confusion_matrix(labels, predicted, labels=range(len(classes)))
     per_class = precision_recall_fscore_support(labels, predicted, labels=range(len(classes)), zero_division=0)
     total = len(labels)
-    # Specificity of a class: of the samples that belong to other classes, the share not taken for it.
+    # Specificity of a class: the share of the other classes' samples that aren't predicted as this class.
     negatives = total - matrix.sum(axis=1)
     false_positives = matrix.sum(axis=0) - np.diag(matrix)
     columns = {
@@ -108,17 +108,18 @@ def split_metrics(predictions: Predictions, classes):
 
 
 def wilson_interval(count, total):
-    """The 95% interval of a share, count / total, as [low, high] (Wilson 1927)."""
+    """The 95% confidence interval of a proportion, count / total, as [low, high] (Wilson 1927)."""
     from scipy.stats import binomtest
 
     return [*binomtest(count, total).proportion_ci(method="wilson")]
 
 
 def calibration(confidences, right):
-    """How far the probabilities of the predicted classes [N] are from the share of right predictions (bool [N]).
+    """Expected calibration error and its bins, from the probabilities of the predicted classes, float [N], and whether
+    these are right, bool [N].
 
-    The confidences are sorted into bins of equal width; the expected calibration error is the distance between mean
-    confidence and accuracy in a bin, averaged over the samples (Guo et al. 2017, arXiv:1706.04599, equation 3).
+    The confidences are sorted into bins of equal width; the error is the gap between mean confidence and accuracy in a
+    bin, averaged over the samples (Guo et al. 2017, arXiv:1706.04599, equation 3).
     """
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
     bin_of = np.digitize(confidences, edges[1:-1], right=True)  # (low, high], as in the paper
@@ -140,8 +141,8 @@ def calibration(confidences, right):
 
 
 def fit_temperature(predictions: Predictions) -> float:
-    """The number that all logits are to be divided by so that the loss on these predictions is lowest (Guo et al. 2017,
-    arXiv:1706.04599, section 4.2), from 0.05 to 20. It changes no predicted class."""
+    """The temperature, from 0.05 to 20, that minimises the loss on these predictions when all logits are divided by it
+    (Guo et al. 2017, arXiv:1706.04599, section 4.2). The predicted classes stay the same."""
     logarithm = torch.zeros((), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([logarithm], max_iter=100, line_search_fn="strong_wolfe")
     logits = predictions.log_probabilities.double()
@@ -157,7 +158,7 @@ def fit_temperature(predictions: Predictions) -> float:
 
 
 def calibrated_metrics(predictions: Predictions, temperature):
-    """Loss and calibration of a split's predictions after their logits have been divided by the temperature."""
+    """Loss and calibration of a split's predictions after dividing their logits by the temperature."""
     log_probabilities = (predictions.log_probabilities.double() / temperature).log_softmax(dim=1)
     confidences = log_probabilities.exp().max(dim=1).values.numpy().round(DECIMALS)
     loss = nll_loss(log_probabilities, predictions.labels).item()
@@ -165,10 +166,10 @@ def calibrated_metrics(predictions: Predictions, temperature):
 
 
 def paired_difference(this, that):
-    """Two classifiers on the same samples, from where each is right, two bool arrays [N].
+    """Compare two classifiers on the same samples, given whether each is right on them: two bool arrays [N].
 
-    Returns how often only this one is right, how often only that one, the difference of their accuracies, and its 95%
-    interval, low and high (Agresti 2013, Categorical data analysis, equation 11.2).
+    Returns how often only `this` is right, how often only `that`, the difference of their accuracies, and the ends of
+    its 95% interval (Agresti 2013, Categorical data analysis, equation 11.2).
     """
     only_this, only_that, total = int((this & ~that).sum()), int((that & ~this).sum()), len(this)
     difference = (only_this - only_that) / total
@@ -177,7 +178,7 @@ def paired_difference(this, that):
 
 
 def metric_rows(metrics):
-    """The metric table of one split as rows of strings: a header, every class, the macro average."""
+    """The metric table of one split as rows of strings: a header, a row for each class, the macro average."""
     rows = [["class", "precision", "recall", "F1", "specificity", "images"]]
     for label, values in [*metrics["per_class"].items(), ("macro average", metrics["macro"])]:
         support = values.get("support", metrics["samples"])
@@ -186,7 +187,7 @@ def metric_rows(metrics):
 
 
 def metric_summary(metrics):
-    """The overall figures of one split as a line of text."""
+    """The overall metrics of one split as a line of text."""
     low, high = metrics["accuracy_interval"]
     return (
         f"accuracy {metrics['accuracy']:.2%} (95% interval {low:.2%} to {high:.2%}), "
@@ -195,7 +196,7 @@ def metric_summary(metrics):
 
 
 def format_table(rows):
-    """Rows of strings -> aligned lines, the first column to the left, the others to the right."""
+    """Rows of strings -> aligned lines of text, the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join(
         "  ".join(

@@ -1,4 +1,4 @@
-"""The user's own pictures: found in folders, read, classified, measured where they are labelled, written and drawn."""
+"""Classify the user's own pictures: find and read them, predict, measure accuracy if they are labelled, save."""
 
 import contextlib
 import io
@@ -18,48 +18,48 @@ import plots
 import runs
 from metrics import DECIMALS, Predictions, format_table, rounded, wilson_interval
 
-TOP = 5  # classes printed for a picture, where there are no more pictures than this
-LISTED = 100  # up to so many labelled pictures get a line each; more are only summed up
-DRAWN = 100  # pictures on a sheet
+TOP = 5  # classes printed for each picture, if there are at most so many pictures
+LISTED = 100  # up to so many labelled pictures get a line each; more get only a summary
+DRAWN = 100  # pictures on a sheet, at most
 BATCH_SIZE = 100  # pictures predicted at a time
-PREDICTIONS, SUMMARY, SHEET = "predictions.csv", "summary.csv", "{}_predictions.png"  # what is written
-# The brand of a file of the HEIF family (ISO/IEC 23008-12, annex B) -> what is to be said of it.
+PREDICTIONS, SUMMARY, SHEET = "predictions.csv", "summary.csv", "{}_predictions.png"  # output files
+# The brand of a HEIF file (ISO/IEC 23008-12, annex B) -> what the error message calls it.
 HEIF = dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"), "a HEIC")
 HEIF |= {b"mif1": "a HEIF", b"msf1": "a HEIF", b"avif": "an AVIF", b"avis": "an AVIF"}
 
 
 class PictureError(command.UserError):
-    """A file or a folder that no picture can be read from."""
+    """A file that can't be read as a picture, or a folder without pictures."""
 
 
 class Answers(NamedTuple):
-    """What a network says of N pictures."""
+    """A network's predictions for N pictures."""
 
     model: str  # the name of its run
     classes: list
-    predictions: Predictions  # a label is -1 where there is none, or none of these classes
-    rows: list  # of predictions.csv: a dict for each picture
+    predictions: Predictions  # a label is -1 if there is none, or if it isn't one of these classes
+    rows: list  # of predictions.csv, as dicts: one for each picture
 
 
 def classify(networks, named, device, out_dir=None):
-    """Print what networks say of pictures, and write it into `out_dir` if there is one: see print_answers and
-    write_answers.
+    """Classify pictures with each network and print the results (print_answers); with `out_dir`, write them there, too
+    (write_answers).
 
-    `networks` is a dict from a run's name to (Network, Checkpoint); `named` are files, and folders that stand for their
-    pictures. Whatever can't be read is named on stderr; returns whether nothing was left out. Raises UsageError for an
-    `out_dir` that can't be used.
+    `networks` is a dict from a run's name to (Network, Checkpoint); `named` are files and folders of pictures. What
+    can't be read is reported on stderr and skipped; returns whether nothing was. Raises UsageError if `out_dir` can't
+    be used.
     """
     classes = {label for _, checkpoint in networks.values() for label in checkpoint.classes}
     if out_dir:
         check_out_dir(out_dir, named, classes)
-    labels, left_out = find_pictures(named, classes)
+    labels, errors = find_pictures(named, classes)
     images = {}
     for path in tqdm(labels, "pictures", leave=False, disable=None):
         try:
             images[path] = read_picture(path)
         except PictureError as error:
-            left_out.append(error)
-    for error in left_out:
+            errors.append(error)
+    for error in errors:
         command.print_error(error)
     if not images:
         return False
@@ -70,14 +70,13 @@ def classify(networks, named, device, out_dir=None):
         print_answers(answers[-1])
     if out_dir:
         write_answers(answers, images, out_dir)
-    return not left_out
+    return not errors
 
 
 def check_out_dir(out_dir, named, classes):
-    """Make the folder for what is written; raises UsageError where that can't be, or where the next call would take the
-    sheets for pictures."""
+    """Create the output folder. Raises UsageError if that fails, or if the next call would classify the sheets, too."""
     if any(out_dir.resolve() == (path / label).resolve() for path in named for label in ("", *classes)):
-        raise command.UsageError(f"{out_dir} is a folder of pictures: choose another --out-dir for what is written")
+        raise command.UsageError(f"{out_dir} is a folder of pictures: choose another --out-dir")
     runs.make_folder(out_dir)
 
 
@@ -85,76 +84,77 @@ def check_out_dir(out_dir, named, classes):
 
 
 def find_pictures(named, classes):
-    """The files that paths stand for, as a dict from path to label, "" for none; and what is left out, as a list of
-    PictureErrors.
+    """Find the pictures in files and folders: a dict from path to label, "" for none; and a list of PictureErrors for
+    what is skipped.
 
-    A folder with pictures in subfolders that are named after some of the `classes` is a labelled set, as for
+    A folder with pictures in subfolders that are named after some of the `classes` is a labelled set, as in
     torchvision's ImageFolder.
     """
-    found, left_out = {}, []
+    found, errors = {}, []
     for path in named:
         if not os.path.isdir(path):
             found.setdefault(path, "")
             continue
-        pictures, folders = look_into(path, left_out)
+        pictures, folders = look_into(path, errors)
         labelled = {}
         for folder in folders:
             if folder.name in classes:
-                labelled |= dict.fromkeys(look_into(folder, left_out)[0], folder.name)
+                labelled |= dict.fromkeys(look_into(folder, errors)[0], folder.name)
         if labelled:
             foreign = [folder for folder in folders if folder.name not in classes]
-            left_out += [PictureError(f"{folder} is left out: no class has that name") for folder in foreign]
+            errors += [PictureError(f"{folder} is skipped: no class has that name") for folder in foreign]
         elif not pictures:
             known = ", ".join(sorted(classes))
-            left_out.append(PictureError(f"{path} holds no pictures, nor folders of them named after classes: {known}"))
+            message = f"{path} contains no pictures, and no folders of pictures named after a class: {known}"
+            errors.append(PictureError(message))
         found |= dict.fromkeys(pictures, "") | labelled
-    return found, left_out
+    return found, errors
 
 
-def look_into(folder, left_out):
-    """The pictures in a folder, told by the ends of their names, and the folders in it: two sorted lists, without what
-    is hidden. One that can't be read is added to `left_out`."""
+def look_into(folder, errors):
+    """The pictures in a folder, recognised by their file extensions, and its subfolders: two sorted lists, without
+    hidden ones. If the folder can't be read, an error is added to `errors`."""
     try:
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
-        left_out.append(PictureError(f"{folder}: {error.strerror}"))
+        errors.append(PictureError(f"{folder}: {error.strerror}"))
         return [], []
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    endings |= {".heic", ".heif", ".mpo"}  # to be named, or read as JPEG
+    extensions = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    extensions |= {".heic", ".heif", ".mpo"}  # HEIC gets an error message of its own; MPO is read as JPEG
     folders = [path for path in paths if os.path.isdir(path)]
-    return [path for path in paths if path.suffix.lower() in endings and not os.path.isdir(path)], folders
+    return [path for path in paths if path.suffix.lower() in extensions and not os.path.isdir(path)], folders
 
 
 def read_picture(path):
-    """Any picture that Pillow reads -> uint8 [1, 3, 32, 32]: upright, its centre square, resized with antialiasing.
+    """Any picture that Pillow can read -> uint8 [1, 3, 32, 32]: upright, its centre square, resized with antialiasing.
 
-    Transparent parts become white. Raises PictureError where the file is missing, no picture, or too large.
+    Transparent parts become white. Raises PictureError if the file is missing, not a picture, or too large.
     """
     content = b""
     try:
         content = command.read_bytes(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what is odd in the file
+            warnings.simplefilter("ignore")  # about oddities of the file
             square = read_square(content)
     except Image.DecompressionBombError as error:
         raise PictureError(f"{path} has over {2 * Image.MAX_IMAGE_PIXELS:,} pixels: make it smaller first") from error
     except MemoryError as error:
-        raise PictureError(f"{path} takes more memory than there is: make it smaller first") from error
+        raise PictureError(f"{path} needs more memory than there is: make it smaller first") from error
     except UnidentifiedImageError as error:
         raise PictureError(f"{path} {describe_unknown(content)}") from error
-    except Exception as error:  # Pillow's readers raise anything for a damaged file
+    except Exception as error:  # Pillow can raise anything for a damaged file
         if isinstance(error, OSError) and error.filename:
             raise PictureError(f"{path}: {error.strerror}") from error
-        reason = re.sub(r" ?<[^<>]* at 0x\w+>", "", str(error))  # an object in memory
+        reason = re.sub(r" ?<[^<>]* at 0x\w+>", "", str(error))  # the address of an object
         raise PictureError(f"{path} can't be read as a picture: {reason or type(error).__name__}") from error
     pixels = np.array(Image.alpha_composite(Image.new("RGBA", square.size, "white"), square).convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
 def read_square(content):
-    """The centre square of a picture, from its file's bytes: upright, an RGBA Image of 32x32."""
+    """The centre square of a picture, from the bytes of its file: an upright RGBA Image of 32x32."""
     if content[8:12] in HEIF:
-        with contextlib.suppress(ImportError):  # Pillow's plugin for HEIC, if it is installed
+        with contextlib.suppress(ImportError):  # a plugin for HEIC, if it is installed
             import pillow_heif
 
             pillow_heif.register_heif_opener()
@@ -167,17 +167,17 @@ def read_square(content):
 
 
 def describe_unknown(content):
-    """What is wrong with a file that Pillow doesn't know, from its bytes."""
+    """Why Pillow can't read a file, from its bytes: the end of an error message."""
     kind = HEIF.get(content[8:12]) if content[4:8] == b"ftyp" else None
     if kind and f".{kind.split()[1].lower()}" not in Image.registered_extensions():
         plugin = "" if kind == "an AVIF" else ", or pip install pillow-heif"
-        return f"is {kind} picture, which Pillow doesn't read: convert it to JPEG first{plugin}"
-    return "is not a picture that Pillow reads"
+        return f"is {kind} picture, which Pillow can't read: convert it to JPEG first{plugin}"
+    return "is not a picture that Pillow can read"
 
 
 def to_bytes(grey, whites):
-    """Grey values [H, W] as uint8. White is the first of `whites` that none exceeds; raises ValueError where all are
-    exceeded, since then nobody knows what is white."""
+    """Scale grey values [H, W] to uint8. White is the first of `whites` that no value exceeds. Raises ValueError if all
+    are exceeded, or a value is negative: then it is unknown what is white."""
     for white in whites:
         if grey.min() >= 0 and grey.max() <= white:
             return (grey * (255 / white)).round().astype(np.uint8)
@@ -188,15 +188,15 @@ def to_bytes(grey, whites):
 
 
 def ask(name, model, classes, labels, images, device):
-    """What a network with those classes says of pictures, uint8 [N, 3, 32, 32]; `labels` is a dict by their paths."""
-    with torch.inference_mode():  # in fp32, as evaluate.infer, and a batch at a time on the device
+    """Predict pictures, uint8 [N, 3, 32, 32], with a network for those classes. `labels` is a dict by their paths."""
+    with torch.inference_mode():  # in fp32, like evaluate.infer, with one batch at a time on the device
         parts = [model.logits(batch.to(device)).float().log_softmax(dim=1).cpu() for batch in images.split(BATCH_SIZE)]
     numbers = [classes.index(label) if label in classes else -1 for label in labels.values()]
     predictions = Predictions(torch.cat(parts), torch.tensor(numbers))
     rows = [
         {
             "model": name,
-            "file": str(path).encode(errors="backslashreplace").decode(),  # a name need not be text
+            "file": str(path).encode(errors="backslashreplace").decode(),  # a file name may be invalid Unicode
             "label": label,
             "prediction": classes[predicted],
             "probability": round(float(probability), DECIMALS),
@@ -209,8 +209,8 @@ def ask(name, model, classes, labels, images, device):
 
 
 def summary_rows(answers: Answers):
-    """The rows of summary.csv, dicts: how many labelled pictures are right, of all and of each class, with Wilson's 95%
-    interval. Empty where none is labelled."""
+    """The rows of summary.csv, as dicts: the accuracy on labelled pictures, of all and of each class, with Wilson's 95%
+    interval. Empty if none is labelled."""
     labels, right = answers.predictions.labels.numpy(), answers.predictions.right()
     groups = [("all", labels >= 0), *((label, labels == index) for index, label in enumerate(answers.classes))]
     rows = []
@@ -226,8 +226,8 @@ def summary_rows(answers: Answers):
 
 
 def print_answers(answers: Answers):
-    """Few pictures with the likeliest classes of each, more with a line each, but for a large labelled set; labelled
-    ones also summed up."""
+    """Print the likeliest classes for each of a few pictures, or a line for each of more. Labelled pictures also get a
+    summary, a large set of them nothing else."""
     labels, right = answers.predictions.labels.numpy(), answers.predictions.right()
     files = [command.printable(row["file"]) for row in answers.rows]
     lines = []
@@ -247,13 +247,13 @@ def print_answers(answers: Answers):
 
 
 def print_summary(answers: Answers, summary):
-    """What labelled pictures are taken for, and how often they are right."""
-    from sklearn.metrics import confusion_matrix  # takes as long to import as all the rest
+    """Print the confusion matrix of the labelled pictures, and the accuracy by class."""
+    from sklearn.metrics import confusion_matrix  # takes as long to import as everything else
 
     labels, predicted = answers.predictions.labels.numpy(), answers.predictions.classes()
     matrix = confusion_matrix(labels[labels >= 0], predicted[labels >= 0], labels=range(len(answers.classes)))
     rows = [[label, *map(str, counts)] for label, counts in zip(answers.classes, matrix) if counts.any()]
-    print(f"\n{answers.model}: a row for each true class, a column for each predicted one")
+    print(f"\n{answers.model}: rows are true classes, columns predicted classes")
     print(format_table([["", *answers.classes], *rows]))
     table = [["class", "pictures", "right", "accuracy", "95% interval"]]
     for row in [*summary[1:], summary[0]]:
@@ -263,24 +263,24 @@ def print_summary(answers: Answers, summary):
 
 
 def write_answers(answers, images, out_dir):
-    """Write what each network says: predictions.csv, summary.csv if pictures are labelled, and a sheet for each."""
+    """Write predictions.csv, summary.csv if any pictures are labelled, and a sheet of pictures for each network."""
     runs.write_atomically(out_dir / PREDICTIONS, runs.csv_bytes([row for each in answers for row in each.rows]))
     if summary := [row for each in answers for row in summary_rows(each)]:
         runs.write_atomically(out_dir / SUMMARY, runs.csv_bytes(summary))
     else:
-        (out_dir / SUMMARY).unlink(missing_ok=True)  # of other pictures
+        (out_dir / SUMMARY).unlink(missing_ok=True)  # left by a call with other pictures
     for each in answers:
         path = out_dir / SHEET.format(each.model)
-        runs.make_folder(path.parent)  # a run's name may have several parts
+        runs.make_folder(path.parent)  # a run's name may contain slashes
         draw_sheet(path, each, images)
-    print(f"\nThe answers are in {command.printable(out_dir)}")
+    print(f"\nThe predictions are in {command.printable(out_dir)}")
 
 
 def draw_sheet(path, answers: Answers, images):
-    """Pictures as the network gets them, uint8 [N, 3, 32, 32], each with its answer: at most DRAWN, evenly spaced."""
+    """Draw pictures as the network sees them, uint8 [N, 3, 32, 32], and predictions: at most DRAWN, evenly spaced."""
     chosen = np.linspace(0, len(images) - 1, min(len(images), DRAWN)).round().astype(int)
     labels, right = answers.predictions.labels.numpy(), answers.predictions.right()
-    columns, down, across = 8, 51, 40  # pixels from one picture to the next, its caption above it
+    columns, down, across = 8, 51, 40  # pixels from one picture to the next, with the caption above it
     sheet = np.full((-(-len(chosen) // columns) * down, columns * across, 3), 255, np.uint8)
     figure = Figure(figsize=(10, len(sheet) / 32 + 0.7), layout="constrained")
     axes = figure.subplots()
@@ -297,15 +297,15 @@ def draw_sheet(path, answers: Answers, images):
         sheet[top : top + 32, left : left + 32] = images[index].permute(1, 2, 0)
         plots.write(axes, left + 15.5, top - 3.5, "\n".join(map(shortened, caption)), va="bottom", fontsize=7, **style)
     axes.imshow(sheet, interpolation="nearest")
-    some = f": {len(chosen)} of {len(images):,} pictures, evenly spaced" if len(images) > len(chosen) else ""
+    some = f", {len(chosen)} of {len(images):,} pictures, evenly spaced" if len(images) > len(chosen) else ""
     marked = "; wrong ones framed, in bold" if (labels >= 0).any() else ""
     figure.suptitle(
-        f"{answers.model}, what it sees and says{some}\npredicted class and its probability{marked}", fontsize=10
+        f"{answers.model}: pictures as it sees them{some}\npredicted class and its probability{marked}", fontsize=10
     )
     plots.save(figure, path)
 
 
 def shortened(text):
-    """A caption's text, of a long one its end."""
+    """The text of a caption, printable; of a long one, the end."""
     text = command.printable(text)
     return text if len(text) <= 17 else f"…{text[-16:]}"

@@ -1,17 +1,17 @@
-"""Every picture of the project, each drawn from files of a run folder, so that it can be redrawn without training.
+"""The pictures of runs and comparisons, drawn from saved files, so that they can be redrawn without training.
 
 Usage:
 
     python plots.py outs/exercise_04        redraw all pictures of all runs under a folder
 
-Of an unfinished run that is only loss_plot.png.
+For an unfinished run, that is only loss_plot.png.
 """
 
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` leaves it out
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` omits it
     import command
 
     command.start()
@@ -38,12 +38,12 @@ import corruptions
 import runs
 from metrics import metric_rows, metric_summary
 
-VANISHED = 0.1  # a kernel's share of its first norm, below which it counts for nothing
-MIN_IMAGES = 50  # in a bin of a reliability diagram whose accuracy is shown
-REDRAW_EVERY = 30  # seconds, at least, of a training
-PERCENT = "{x:.0%}"  # the format of an axis
-SMALL = 8.33  # points: the size of a legend's text
-# Okabe & Ito's colours, told apart by the colour-blind; dashes and markers tell them apart in grey.
+VANISHED = 0.1  # a kernel has vanished if its norm is below this share of its initial norm
+MIN_IMAGES = 50  # that a bin of a reliability diagram needs for its accuracy to be shown
+REDRAW_EVERY = 30  # seconds, at least, during training
+PERCENT = "{x:.0%}"  # number format of an axis
+SMALL = 8.33  # font size of a long legend, in points
+# Okabe & Ito's colours, which the colour-blind can tell apart; dashes and markers differ even in greyscale.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 SKY, AMBER = "#56B4E9", "#E69F00"
 RUN_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "black", SKY, AMBER, BLUE, ORANGE, "black")
@@ -57,7 +57,7 @@ RUN_STYLES = [
 
 def main(argv=None):
     redraw(
-        "Redraw the pictures of all runs and comparisons under a folder from its files.",
+        "Redraw the pictures of all runs and comparisons under a folder from saved files.",
         argv,
         runs.DEFAULT_OUT_DIR["cifar10"],
         {
@@ -73,8 +73,8 @@ def main(argv=None):
 
 
 def redraw(description, argv, folder, drawers):
-    """The command that draws pictures anew: `drawers`, a dict from a file's name to the function that draws from it,
-    are called once with each folder below the given one that holds such a file."""
+    """Run a command that redraws pictures. `drawers` is a dict from a file name to the function that draws from it,
+    which is called once for every folder under the given one, by default `folder`, that contains such a file."""
     parser = command.Parser(description=description)
     parser.add_argument("folder", type=Path, nargs="?", default=folder, help="(default: %(default)s)")
     folder = parser.parse_args(argv).folder
@@ -93,8 +93,8 @@ def redraw(description, argv, folder, drawers):
 
 
 def draw_all(drawings):
-    """Call each of the drawings, a function and its arguments, even if others fail. Raises one ResultsError at the end,
-    with a line for each damaged file and picture."""
+    """Call each of the drawings, tuples of a function and its arguments, even if others fail. Raises one ResultsError
+    at the end, with a line for each damaged file and picture."""
     errors = []
     for draw, *arguments in drawings:
         try:
@@ -106,7 +106,7 @@ def draw_all(drawings):
 
 
 def draw_run(folder):
-    """Draw every picture of a run folder that there is a file for. Raises ResultsError at the end, as draw_all does."""
+    """Draw every picture for which the run folder has the file. Raises ResultsError at the end, like draw_all."""
     drawings = [(runs.HISTORY, draw_loss), (runs.METRICS, draw_calibration)]
     for split in runs.SPLITS:
         drawings += [(runs.METRICS, draw_confusion_matrix, split), (runs.METRICS, draw_metric_table, split)]
@@ -116,10 +116,10 @@ def draw_run(folder):
 
 
 def drawn_from(*sources, name=None):
-    """A decorator that has draw(folder) -> Figure, or None where there is nothing to draw, write its picture into the
-    folder: as `name`, or else under the name of the first of `sources`, the files in the folder that it reads.
+    """A decorator: the Figure that draw(folder) returns is saved in the folder, unless it is None (nothing to draw).
+    The picture is called `name`, or else like the first of `sources`, the files in the folder that the function reads.
 
-    Raises ResultsError where a source is damaged or can't be read, OSError where the picture can't be written.
+    Raises ResultsError if a source is damaged or can't be read, OSError if the picture can't be written.
     """
 
     def decorate(draw):
@@ -127,20 +127,20 @@ def drawn_from(*sources, name=None):
         def draw_and_save(folder, *split):
             folder = Path(folder)
             path = folder / (name.format(*split) if name else Path(sources[0]).with_suffix(".png"))
-            # The same picture whatever a matplotlibrc or the calling program has set, and theirs stays as it is.
-            style = matplotlib.style.context(["default", {"text.parse_math": False}])  # a dollar sign is a dollar sign
+            # Neither uses nor changes the settings of a matplotlibrc or of the calling program.
+            style = matplotlib.style.context(["default", {"text.parse_math": False}])  # dollar signs aren't math
             try:
                 with style, np.errstate(over="raise", divide="raise"), warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", "Glyph .* missing from")  # of another script: a box will do
+                    warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box is drawn for it
                     if figure := draw(folder, *split):
                         save(figure, path)
             except (command.UserError, MemoryError):
                 raise
             except OSError as error:
-                if Path(error.filename or path).name not in sources:  # not read but written: the next would fail, too
+                if Path(error.filename or path).name not in sources:  # writing failed: the next picture would fail, too
                     raise
                 raise runs.ResultsError(f"{error.filename}: {error.strerror}") from error
-            except Exception as error:  # NumPy and Matplotlib raise anything for damaged values
+            except Exception as error:  # NumPy and Matplotlib can raise anything for damaged values
                 damaged = folder / " or ".join(sources)
                 reason = textwrap.shorten(f"{type(error).__name__}: {error}", 160, placeholder=" ...")
                 raise runs.ResultsError(f"{damaged} is damaged: can't draw {path.name} ({reason})") from error
@@ -151,7 +151,7 @@ def drawn_from(*sources, name=None):
 
 
 def save(figure, path):
-    """Write a figure as PNG, the same file for the same picture. Figure.savefig would lay it out and draw it twice."""
+    """Write a figure as PNG, the same bytes for the same picture. Figure.savefig would lay it out and draw it twice."""
     figure.set_dpi(150)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -161,12 +161,12 @@ def save(figure, path):
 
 
 def write(axes, x, y, text, ha="center", **style):
-    """Text within the axes, which need not be measured for the layout: that would take most of its time."""
+    """Text within the axes, excluded from the layout: measuring it would take most of the time."""
     axes.text(x, y, text, ha=ha, **style).set_in_layout(False)
 
 
 def add_legend(figure, place="upper", size=10):
-    """One legend for all panels, each label once, in as few rows as the figure is wide enough for."""
+    """Add one legend for all panels, each label once, in as few rows as the width of the figure allows."""
     entries = {}
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
@@ -180,17 +180,17 @@ def add_legend(figure, place="upper", size=10):
 
 
 def text_width(text, size=10):
-    """The width of a text in points."""
+    """The width of a text, in points."""
     return text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)[0]
 
 
 def arrays(rows, *names):
-    """Columns of a list of dicts as arrays. Raises ValueError for a number that isn't finite."""
+    """Columns of a list of dicts as arrays. Raises ValueError if a number isn't finite."""
     return [np.asarray_chkfinite([row[name] for row in rows]) for name in names]
 
 
 def grouped(rows, name):
-    """A list of dicts as a dict from each value in a column to the dicts that have it."""
+    """Group a list of dicts by a column: a dict from each of its values to the dicts that have it."""
     groups = {}
     for row in rows:
         groups.setdefault(row[name], []).append(row)
@@ -198,14 +198,14 @@ def grouped(rows, name):
 
 
 def subplots(width, height, *grid, layout="constrained", **options):
-    """A figure of that size in inches and its axes: pyplot's, without its global state."""
+    """A figure of that size, in inches, and its axes: pyplot.subplots without global state."""
     figure = Figure(figsize=(width, height), layout=layout)
     return figure, figure.subplots(*grid, **options)
 
 
 def run_styles(names):
-    """The keywords of Axes.plot for each run, as a dict; `names` go from the worst to the best, which is drawn alike
-    in all pictures."""
+    """The style of each run, as a dict from name to keywords of Axes.plot. `names` go from the worst to the best, which
+    looks the same in all pictures."""
     return dict(zip(reversed([*names]), itertools.cycle(RUN_STYLES)))
 
 
@@ -214,8 +214,8 @@ def run_title(folder):
 
 
 def draw_loss_when_due(folder, due):
-    """Draw loss_plot.png of a run that is being trained, if time.monotonic() says that it is `due`; returns when it is
-    due next, so that it takes 2% of the time at most. A picture that fails doesn't stop the training."""
+    """Draw loss_plot.png during training, if it is `due` according to time.monotonic(). Returns when it is due next, so
+    that drawing takes at most 2% of the time. A failure to draw doesn't stop the training."""
     start = time.monotonic()
     if start < due:
         return due
@@ -226,8 +226,8 @@ def draw_loss_when_due(folder, due):
 
 @drawn_from(runs.HISTORY, runs.METRICS, name=runs.LOSS_PLOT)
 def draw_loss(folder):
-    """loss_plot.png: loss and accuracy by epoch, the best epoch and the lowest validation loss marked. A run without
-    metrics.json isn't finished: its best epoch is the best so far."""
+    """loss_plot.png: loss and accuracy by epoch, with the best epoch and the lowest validation loss marked. A run
+    without metrics.json isn't finished: its best epoch is the best so far."""
     history = runs.read_history(folder)
     np.asarray_chkfinite([*history.values()])  # raises ValueError
     epochs = history["epoch"]
@@ -236,8 +236,8 @@ def draw_loss(folder):
     if (folder / runs.METRICS).exists():
         metrics = runs.read_metrics(folder)
         best_epoch, settings = metrics["best_epoch"], metrics["settings"]
-        if best_epoch > len(epochs):  # what a run that was killed in between leaves
-            message = f"{folder / runs.HISTORY} ends before epoch {best_epoch}: go on with the run by --resume"
+        if best_epoch > len(epochs):  # the run was killed between writing the two files
+            message = f"{folder / runs.HISTORY} ends before epoch {best_epoch}: resume the run with --resume"
             raise runs.ResultsError(message)
         (best,) = np.flatnonzero(epochs == best_epoch)
         kinds = {"augment": "augmented", "corrupt": "corrupted", "skip_easy": "mostly hard"}
@@ -246,7 +246,7 @@ def draw_loss(folder):
     else:
         best = np.lexsort((history["validation_loss"], -history["validation_accuracy"]))[0]
         title += f", up to epoch {len(epochs)}"
-    marker = "." if len(epochs) < 10 else ""  # a single epoch makes no line
+    marker = "." if len(epochs) < 10 else ""  # a line needs two epochs
     figure, panels = subplots(9, 4, 1, 2)
     for axes, quantity in zip(panels, ("loss", "accuracy")):
         axes.plot(epochs, history[f"train_{quantity}"], "--", color=BLUE, marker=marker, label=training)
@@ -269,16 +269,16 @@ def draw_loss(folder):
 
 @drawn_from(runs.METRICS, name=runs.CONFUSION_MATRIX)
 def draw_confusion_matrix(folder, split):
-    """confusion_matrix_<split>.png: counts, and under each its share of the row, which also gives the mistakes' shade.
+    """confusion_matrix_<split>.png: counts, each with its share of the row, which is also the shade of a mistake.
 
-    The shades end at the most frequent mistake: on a scale with the diagonal, a good network's would all be white.
+    The darkest shade is the most frequent mistake: on a scale up to the diagonal, a good network's would all be white.
     """
     values = runs.read_metrics(folder)[split]
     counts, classes = np.array(values["confusion_matrix"]), list(values["per_class"])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     mistakes = np.ma.masked_array(shares, np.eye(len(counts), dtype=bool))
     figure, axes = subplots(7.5, 6.6)
-    axes.set_facecolor("0.88")  # of the diagonal
+    axes.set_facecolor("0.88")  # the diagonal, which is masked
     image = axes.imshow(mistakes, cmap="Blues", vmin=0, vmax=max(mistakes.max(), 0.001))
     for row, column in np.ndindex(*counts.shape):
         count, share = counts[row, column], shares[row, column]
@@ -297,7 +297,7 @@ def draw_confusion_matrix(folder, split):
 
 @drawn_from(runs.METRICS, name=runs.METRIC_TABLE)
 def draw_metric_table(folder, split):
-    """metrics_<split>.png: the metric table as a picture, the overall figures under it."""
+    """metrics_<split>.png: the metric table as a picture, with the overall metrics below."""
     metrics = runs.read_metrics(folder)
     values = metrics[split]
     header, *body = metric_rows(values)
@@ -320,13 +320,13 @@ def draw_metric_table(folder, split):
 
 @drawn_from(runs.METRICS, name=runs.CALIBRATION)
 def draw_calibration(folder):
-    """calibration.png: the test split's reliability diagram (Guo et al. 2017): accuracy by probability, and how many
-    images have that probability."""
+    """calibration.png: the test split's reliability diagram (Guo et al. 2017): accuracy by confidence, and how many
+    images have that confidence."""
     test = runs.read_metrics(folder)["test"]
     bins = [each for each in test["calibration_bins"] if each["samples"]]
     low, high, accuracy, confidence, samples = arrays(bins, "low", "high", "accuracy", "confidence", "samples")
     width = high - low
-    accuracy[samples < MIN_IMAGES], confidence[samples < MIN_IMAGES] = np.nan, np.nan  # a share of so few says nothing
+    accuracy[samples < MIN_IMAGES], confidence[samples < MIN_IMAGES] = np.nan, np.nan  # too few to say anything
     figure, (upper, lower) = subplots(5.5, 6, 2, 1, sharex=True, height_ratios=[3, 1])
     bars = {"width": width, "align": "edge", "linewidth": 0.6}
     upper.bar(low, accuracy, **bars, color=SKY, edgecolor="black", label="share that is right")
@@ -361,13 +361,13 @@ def draw_random_predictions(folder):
 
 
 def draw_predictions(folder, name, title):
-    """Test images, each with the predicted class, its probability, and the label."""
+    """Test images, each with the predicted class, its probability, the label, and the loss."""
     names = ("images", "labels", "probabilities", "losses", "classes")
     images, labels, probabilities, losses, classes = runs.read_arrays(folder / name, *names)
     figure, axes = subplots(8, 9.8)
     axes.axis("off")
-    # All in one picture: 25 axes would take six times as long to lay out.
-    columns, down, right = 5, 46, 40  # pixels from one image to the next, its caption above it
+    # All in one image: the layout of 25 axes would take six times as long.
+    columns, down, right = 5, 46, 40  # pixels from one image to the next, with the caption above it
     picture = np.full((columns * down, columns * right, 3), 255, np.uint8)
     for position, image in enumerate(images):
         bottom, left = (position // columns + 1) * down, position % columns * right + (right - 32) // 2
@@ -388,8 +388,8 @@ def draw_predictions(folder, name, title):
 
 @drawn_from(runs.FILTERS)
 def draw_filters(folder):
-    """filters.png: the kernels of the first convolution at the start and at the best epoch, in colour, or in grey where
-    they have one channel. There is no picture of any other number of channels."""
+    """filters.png: the kernels of the first convolution at the start and at the best epoch, in colour if they have
+    three channels, in grey if they have one. Kernels with any other number of channels aren't drawn."""
     start, weights = runs.read_arrays(folder / runs.FILTERS, "start", "weights")
     if weights.shape[1] not in (1, 3):
         return None
@@ -404,9 +404,9 @@ def draw_filters(folder):
         largest = np.maximum(np.abs(kernels).max(axis=(1, 2, 3), keepdims=True), 1e-12)
         scale = max(1, 48 // max(kernels.shape[2:]))
         tiles = (0.5 + kernels / (2 * largest)).repeat(scale, axis=2).repeat(scale, axis=3)
-        tiles = tiles.repeat(3 // kernels.shape[1], axis=1)  # the same in all colours is grey
+        tiles = tiles.repeat(3 // kernels.shape[1], axis=1)  # grey is the same in all colours
         tiles = np.pad(tiles, [(0, -len(tiles) % columns), (0, 0), (0, 0), (0, 0)], constant_values=0.75)
-        picture = mosaic(tiles.reshape(rows, columns, *tiles.shape[1:]), 0.75)  # a kernel may be all white
+        picture = mosaic(tiles.reshape(rows, columns, *tiles.shape[1:]), 0.75)  # grey frames: a kernel may be all white
         axes.imshow(picture, interpolation="nearest")
         if title == "at the best epoch":
             height, width = picture.shape[0] / rows, picture.shape[1] / columns
@@ -427,7 +427,7 @@ def draw_filters(folder):
 
 @drawn_from(runs.INSIDE)
 def draw_inside(folder):
-    """inside.png: what becomes of six test images in the network, a row for each; evaluate.look_inside says what."""
+    """inside.png: what happens to six test images inside the network, a row for each; see evaluate.look_inside."""
     names = ("images", "labels", "probabilities", "occlusion", "classes")
     images, labels, probabilities, occlusion, classes = runs.read_arrays(folder / runs.INSIDE, *names)
     blocks = runs.read_blocks(folder / runs.INSIDE)
@@ -439,7 +439,7 @@ def draw_inside(folder):
     axes.axis("off")
 
     def put(values, top, left):
-        """A picture [height, width, 1 or 3], of 0 to 1, enlarged to a cell."""
+        """Enlarge an image [height, width, 1 or 3], values from 0 to 1, to a cell of the picture."""
         rows, columns = (np.arange(cell) * length // cell for length in values.shape[:2])
         picture[top : top + cell, left : left + cell] = values[rows][:, columns]
 
@@ -452,7 +452,7 @@ def draw_inside(folder):
         for maps, x in zip(blocks, left[1:]):
             low, high = (edge(maps[row], axis=(1, 2), keepdims=True) for edge in (np.min, np.max))
             count, height, width = maps[row].shape
-            scaled = np.ones((4, height + 1, width + 1))  # white between them, and where there are fewer
+            scaled = np.ones((4, height + 1, width + 1))  # white between the maps, and where there are fewer than four
             scaled[:count, :-1, :-1] = (maps[row] - low) / np.maximum(high - low, 1e-9)
             put(np.block([[scaled[0], scaled[1]], [scaled[2], scaled[3]]])[..., None], top, x)
         largest = max(np.abs(occlusion[row]).max(), 0.01)
@@ -482,7 +482,7 @@ def draw_inside(folder):
 
 
 def mosaic(tiles, grey):
-    """Pictures [rows, columns, 3, height, width] side by side in frames of one grey, as one picture [_, _, 3]."""
+    """Images [rows, columns, 3, height, width] in a grid, each in a frame of that grey, as one image [_, _, 3]."""
     frame = max(1, tiles.shape[-1] // 16)
     tiles = np.pad(tiles, [(0, 0), (0, 0), (0, 0), (frame, frame), (frame, frame)], constant_values=grey)
     rows, columns, _, height, width = tiles.shape
@@ -490,7 +490,7 @@ def mosaic(tiles, grey):
 
 
 def show_rows(axes, picture, middles, labels):
-    """A picture made of rows of pictures, with a label at the middle of each row."""
+    """Show an image that consists of rows of images, with a label at the middle of each row."""
     axes.imshow(picture, interpolation="nearest")
     axes.set_yticks(middles, labels)
     axes.set_xticks([])
@@ -500,7 +500,7 @@ def show_rows(axes, picture, middles, labels):
 
 @drawn_from(runs.COMPARISON)
 def draw_comparison(folder):
-    """comparison.png: test accuracy with its interval, and training accuracy, against multiply-adds."""
+    """comparison.png: test accuracy with its 95% interval, and training accuracy, against multiply-adds."""
     names = ("multiply_adds", "train_accuracy", "test_accuracy", "interval_low", "interval_high")
     rows = runs.read_rows(folder / runs.COMPARISON, "model", numbers=names)
     cost, train, test, low, high = arrays(rows, *names)
@@ -523,9 +523,9 @@ def draw_comparison(folder):
 
 
 def label_points(axes, x, y, texts):
-    """Write a text to the right of each point, and make room for it on the log scale of x. Where two would overlap, the
-    upper one moves up and gets a line to its point."""
-    width, height = 520, 280  # of the axes in points, about
+    """Write a text to the right of each point, and extend the logarithmic x axis to make room for it. Where two would
+    overlap, the upper one moves up and gets a line to its point."""
+    width, height = 520, 280  # approximate size of the axes, in points
     widths = np.array([text_width(text) + 12 for text in texts])
     start = x.min() / 1.7
     axes.set_xlim(start, max(4.9 * x.max(), *start * (x / start) ** (1 / np.maximum(0.2, 1 - widths / width))))
@@ -543,7 +543,7 @@ def label_points(axes, x, y, texts):
 
 @drawn_from(runs.RECALL)
 def draw_recall(folder):
-    """recall.png: the share of each class's test images that each model recognises."""
+    """recall.png: each model's recall of each class on the test split."""
     rows = runs.read_rows(folder / runs.RECALL, "model", "class", numbers=["recall"])
     recalls = {model: dict(zip(*arrays(each, "class", "recall"))) for model, each in grouped(rows, "model").items()}
     styles = run_styles(recalls)
@@ -561,11 +561,11 @@ def draw_recall(folder):
     return figure
 
 
-def draw_panels(panels, draw, across, up, height):
-    """A figure of one panel for each entry of `panels`, three in a row, and one legend for all: draw(axes, key, value)
-    draws one of them."""
+def draw_panels(panels, draw, xlabel, ylabel, height):
+    """A figure with a panel for each entry of `panels`, three in a row, and one legend for all. draw(axes, key, value)
+    draws a panel."""
     columns, rows = 3, -(-len(panels) // 3)
-    figure, places = subplots(9, 0.6 + height * rows, rows, columns, sharex=bool(across), sharey=True, squeeze=False)
+    figure, places = subplots(9, 0.6 + height * rows, rows, columns, sharex=bool(xlabel), sharey=True, squeeze=False)
     places = places.flatten()
     for axes, (key, value) in zip(places, panels.items()):
         draw(axes, key, value)
@@ -574,17 +574,17 @@ def draw_panels(panels, draw, across, up, height):
     for axes in places[len(panels) :]:
         axes.axis("off")
     for axes in places[max(0, len(panels) - columns) : len(panels)]:
-        axes.tick_params(labelbottom=True)  # below some of them there is no panel that would have the labels
-    if across:
-        figure.supxlabel(across, fontsize=11)
-    figure.supylabel(up, fontsize=11)
+        axes.tick_params(labelbottom=True)  # shared axes label the bottom row, but it may be incomplete
+    if xlabel:
+        figure.supxlabel(xlabel, fontsize=11)
+    figure.supylabel(ylabel, fontsize=11)
     add_legend(figure)
     return figure
 
 
 @drawn_from(runs.CALIBRATIONS)
 def draw_calibrations(folder):
-    """calibrations.png: the reliability diagrams of all models on the test split, before and after the temperature."""
+    """calibrations.png: the test split's reliability diagrams of all models, before and after temperature scaling."""
     numbers = ("temperature", "expected_calibration_error", "samples", "confidence", "accuracy")
     rows = runs.read_rows(folder / runs.CALIBRATIONS, "model", "when", numbers=numbers)
     labels = {"before": "as trained", "after": "logits divided by the temperature T"}
@@ -606,10 +606,10 @@ def draw_calibrations(folder):
 
 @drawn_from(runs.ROBUSTNESS)
 def draw_robustness(folder):
-    """robustness.png: test accuracy of each model by the amount of each change of the images."""
+    """robustness.png: the test accuracy of each model by the amount of each corruption."""
     numbers = ("amount", "test_accuracy")
     rows = runs.read_rows(folder / runs.ROBUSTNESS, "model", "transformation", numbers=numbers)
-    accuracies = {row["model"]: row["test_accuracy"] for row in reversed(rows)}  # on images as they are
+    accuracies = {row["model"]: row["test_accuracy"] for row in reversed(rows)}  # on uncorrupted images
     styles = run_styles(sorted(accuracies, key=accuracies.get))
 
     def draw(axes, kind, kind_rows):
@@ -625,7 +625,7 @@ def draw_robustness(folder):
 
 @drawn_from(runs.CORRUPTED)
 def draw_corrupted(folder):
-    """robustness_examples.png: a test image as each change leaves it, a row for each kind."""
+    """robustness_examples.png: a test image with each corruption, a row for each kind."""
     images, kinds, amounts = runs.read_arrays(folder / runs.CORRUPTED, "images", "kinds", "amounts")
     by_kind = {}
     for image, kind, amount in zip(images[1:], kinds[1:], amounts[1:]):

@@ -6,15 +6,15 @@ Usage:
     python evaluate.py --image FOLDER --out-dir ANSWERS
     python -m experiments.new_photographs --answers ANSWERS
 
-The last one compares with the test split: outs/new_photographs/ gets accuracy.csv, of each network and class, with its
-picture, and confusions.csv, those that are more frequent than on the test split.
+The last command compares with the test split. It writes to outs/new_photographs/: accuracy.csv, by network and class,
+with its picture, and confusions.csv, with those confusions whose share is largest compared with the test split.
 
 SHEETS is a folder with the sample sheets of CINIC-10 (Darlow, Crowley, Antoniou & Storkey 2018, arXiv:1810.03505),
-from images/ of github.com/BayesWatch/cinic-10: airplane.png or cinic-airplane.png and so on, of 32x32 tiles with a line
-of one pixel around each. Tiles that equal an image of CIFAR-10 byte for byte are left out. The others are photographs
-from ImageNet, and go to FOLDER/CLASS/NUMBER.png, by their numbers in the sheet, row by row.
+from images/ of github.com/BayesWatch/cinic-10: airplane.png or cinic-airplane.png and so on. A sheet is a grid of 32x32
+tiles with lines of one pixel around them. Tiles that equal an image of CIFAR-10 byte for byte are skipped. The others
+are photographs from ImageNet, and go to FOLDER/CLASS/NUMBER.png; NUMBER counts the tiles of the sheet row by row.
 
-They are a test set: they decide about no epoch and no recipe.
+They are a test set: no epoch and no recipe is chosen by them.
 """
 
 import command
@@ -37,22 +37,22 @@ import runs
 from experiments import NEW_ACCURACY, NEW_CONFUSIONS, pictures
 from metrics import rounded, wilson_interval
 
-SIDE, LINE = 32, 1  # pixels of a tile, and of the line between two
+SIDE, LINE = 32, 1  # pixels: the side of a tile, the width of a line
 
 
 class SheetError(command.UserError):
-    """A file that isn't the sheet that is asked for."""
+    """A sheet that is missing, or a file that isn't one."""
 
 
 def main(argv=None):
-    parser = command.Parser(description="Cut CINIC-10's sample sheets into labelled pictures, without CIFAR-10's own.")
-    parser.add_argument("sheets", type=Path, nargs="?", help="folder of the sheets")
-    parser.add_argument("--answers", type=Path, help="folder of evaluate.py's predictions.csv, to be compared instead")
+    parser = command.Parser(description="Cut CINIC-10's sample sheets into labelled pictures, skipping CIFAR-10's.")
+    parser.add_argument("sheets", type=Path, nargs="?", help="folder with the sheets")
+    parser.add_argument("--answers", type=Path, help="folder with evaluate.py's predictions.csv: compare instead")
     parser.add_argument("--out", type=Path, default=Path("data/new_photographs"), help="(default: %(default)s)")
     parser.add_argument("--data-dir", type=Path, default=command.DEFAULT_DATA_DIR, help="(default: %(default)s)")
     arguments = parser.parse_args(argv)
     if (arguments.sheets is None) == (arguments.answers is None):
-        raise command.UsageError("name either the folder of the sheets, or --answers")
+        raise command.UsageError("give either the folder with the sheets or --answers")
     if arguments.answers:
         compare_with_test_split(arguments.answers, Path("outs/new_photographs"))
     else:
@@ -71,8 +71,8 @@ def cut(arguments):
 
 
 def compare_with_test_split(answers, folder, confusions_of_each=8):
-    """Write accuracy.csv and confusions.csv into a folder, and draw the picture: of all runs in outs/exercise_04 that
-    are in predictions.csv."""
+    """Write accuracy.csv and confusions.csv to a folder, and draw the picture, for all runs in predictions.csv, which
+    have to be in outs/exercise_04."""
     accuracy, confusions = [], []
     for model, rows in plots.grouped(runs.read_rows(answers / photos.PREDICTIONS, "model", "label"), "model").items():
         test = runs.read_metrics(runs.DEFAULT_OUT_DIR["cifar10"] / model)["test"]
@@ -106,7 +106,7 @@ def compare_with_test_split(answers, folder, confusions_of_each=8):
 
 
 def find_sheet(folder, label):
-    """The sheet of a class; raises SheetError where there is none."""
+    """The path of a class's sheet; raises SheetError if there is none."""
     for path in (folder / f"{label}.png", folder / f"cinic-{label}.png"):
         if path.exists():
             return path
@@ -118,20 +118,20 @@ def read_tiles(path):
     try:
         with Image.open(io.BytesIO(command.read_bytes(path))) as file:
             sheet = np.asarray(file.convert("RGB"))
-    except Exception as error:  # Pillow's readers raise anything for a damaged file
+    except Exception as error:  # Pillow can raise anything for a damaged file
         if isinstance(error, OSError) and error.filename:
             raise
         raise SheetError(f"{path} can't be read as a picture") from error
     step = SIDE + LINE
     rows, columns = (length // step for length in sheet.shape[:2])
     if sheet.shape[:2] != (rows * step + LINE, columns * step + LINE):
-        raise SheetError(f"{path} is no sheet of tiles: {sheet.shape[1]}x{sheet.shape[0]} pixels")
+        raise SheetError(f"{path} is not a sheet of tiles: {sheet.shape[1]}x{sheet.shape[0]} pixels")
     tiles = sheet[LINE:, LINE:].reshape(rows, step, columns, step, 3)[:, :SIDE, :, :SIDE]
     return tiles.transpose(0, 2, 1, 3, 4).reshape(-1, SIDE, SIDE, 3)
 
 
 def known_images(data_dir):
-    """All images of CIFAR-10, as a set of their bytes in the order of [32, 32, 3]."""
+    """All images of CIFAR-10, as a set of bytes in the order [32, 32, 3]."""
     splits = data.load_splits("cifar10", data_dir)
     return {image.tobytes() for split in splits.values() for image in split.images.permute(0, 2, 3, 1).numpy()}
 

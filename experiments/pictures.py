@@ -1,8 +1,8 @@
-"""The pictures of experiments, each drawn from saved files: `python -m experiments.pictures` draws them anew.
+"""The pictures of experiments, drawn from saved files.
 
 Usage:
 
-    python -m experiments.pictures          all under outs/
+    python -m experiments.pictures          redraw all pictures of experiments under outs/
 """
 
 import command
@@ -19,14 +19,14 @@ import plots
 import runs
 from experiments import CURVES, EFFECTS, EXAMPLES, NEW_ACCURACY, SEEDS
 
-SOFTMAX_TWICE_FLOOR = np.log(1 + 9 / np.e)  # the cross-entropy of a perfect prediction among ten classes
+SOFTMAX_TWICE_FLOOR = np.log(1 + 9 / np.e)  # the cross-entropy of a perfect prediction, with ten classes
 TRUE_LOSS_CURVE, OWN_LOSS_CURVE = "softmax twice, true cross-entropy", "softmax twice, its own loss"
-SEED_REACH = 2.5  # points from the mean, beyond which a seed's accuracy is marked at the edge
+SEED_REACH = 2.5  # percentage points from the mean; a seed further away is marked at the edge
 
 
 def main(argv=None):
     plots.redraw(
-        "Redraw the pictures of experiments under a folder from its files.",
+        "Redraw the pictures of experiments under a folder from saved files.",
         argv,
         Path("outs"),
         {
@@ -41,7 +41,7 @@ def main(argv=None):
 
 @plots.drawn_from(EXAMPLES)
 def draw_examples(folder):
-    """plot_dataset_example.png: a row of training images for every class."""
+    """plot_dataset_example.png: a row of training images for each class."""
     images, classes = runs.read_arrays(folder / EXAMPLES, "images", "classes")
     picture = plots.mosaic(images, 255)
     side = len(picture) / len(classes)
@@ -53,7 +53,7 @@ def draw_examples(folder):
 
 @plots.drawn_from(CURVES)
 def draw_curves(folder):
-    """curves.png: validation loss and accuracy of all runs by epoch, on common axes."""
+    """curves.png: validation loss and accuracy by epoch, all runs on the same axes."""
     names = ("epoch", "validation_loss", "validation_accuracy")
     curves = plots.grouped(runs.read_rows(folder / CURVES, "curve", numbers=names), "curve")
     figure, (left, right) = plots.subplots(9, 4.6, 1, 2)
@@ -66,7 +66,7 @@ def draw_curves(folder):
         else:
             style = {"linestyle": "--" if name == TRUE_LOSS_CURVE else ":", "color": "0.45"}
         left.plot(epochs, losses, label=name, linewidth=1.4, **style)
-        if name != OWN_LOSS_CURVE:  # whose accuracy is the other's
+        if name != OWN_LOSS_CURVE:  # its accuracy is that of the other curve
             right.plot(epochs, accuracies, linewidth=1.4, **style)
     left.axhline(SOFTMAX_TWICE_FLOOR, color="0.7", linewidth=1)
     floor = f"floor of the loss\nwith softmax twice: {SOFTMAX_TWICE_FLOOR:.2f}"
@@ -83,7 +83,7 @@ def draw_curves(folder):
 
 @plots.drawn_from(EFFECTS)
 def draw_effects(folder):
-    """effects.png: how the validation accuracy of an experiment's rows differs from another's, with intervals."""
+    """effects.png: the differences in validation accuracy between variants and their baselines, with 95% intervals."""
     names = ("difference", "low", "high")
     rows = runs.read_rows(folder / EFFECTS, "variant", "baseline", numbers=("seeds", *names))
     difference, low, high = (100 * values for values in plots.arrays(rows, *names))
@@ -115,7 +115,7 @@ def draw_effects(folder):
 
 @plots.drawn_from(SEEDS)
 def draw_seeds(folder):
-    """seeds.png: test accuracy, best epoch and gap between validation and test of each seed, seed 0 marked."""
+    """seeds.png: each seed's test accuracy, best epoch, and gap between validation and test accuracy, seed 0 marked."""
     names = ("seed", "best_epoch", "validation_accuracy", "test_accuracy")
     by_run = plots.grouped(runs.read_rows(folder / SEEDS, "run", numbers=names), "run")
     by_run = {run: plots.arrays(rows, *names) for run, rows in by_run.items() if len(rows) > 1}
@@ -133,7 +133,7 @@ def draw_seeds(folder):
             axes.plot(values, np.full(len(values), position), "o", color=plots.BLUE, label="a seed")
             style = {"color": plots.ORANGE, "fillstyle": "none", "markersize": 10, "label": "seed 0"}
             axes.plot(values[seeds == 0], [position] * sum(seeds == 0), "s", **style)
-        for value in deviations[abs(deviations) > SEED_REACH]:  # on so long an axis the others would be one dot
+        for value in deviations[abs(deviations) > SEED_REACH]:  # a longer axis would squeeze the others into one dot
             edge = np.copysign(0.92 * SEED_REACH, value)
             panels[0].plot(edge, position, "<" if edge < 0 else ">", color=plots.BLUE)
             text = f"{value:+.1f}".replace("-", "−")
@@ -152,7 +152,7 @@ def draw_seeds(folder):
 
 @plots.drawn_from(NEW_ACCURACY)
 def draw_new_photographs(folder):
-    """accuracy.png: accuracy on new photographs and on the test split, of each network, and of two for each class."""
+    """accuracy.png: accuracy of the networks on new photographs and on the test split, for two of them by class."""
     names = ("accuracy", "low", "high", "test_accuracy")
     rows = runs.read_rows(folder / NEW_ACCURACY, "model", "class", numbers=names)
     total = sorted((row for row in rows if row["class"] == "all"), key=lambda row: row["test_accuracy"])

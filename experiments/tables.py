@@ -1,13 +1,13 @@
-"""The tables of README.md, of the lab report and of this folder's page; whether these texts say what the files say.
+"""The tables of README.md, the lab report and experiments/README.md, and a check of the numbers in these texts.
 
 Usage:
 
-    python -m experiments.tables            write the tables, each between its two markers
-    python -m experiments.tables --check    print what disagrees with the committed files, a line each; exit code 1
+    python -m experiments.tables            rewrite the tables, each between its two markers
+    python -m experiments.tables --check    print a line for each disagreement with the committed files; exit code 1
 
-A sentence may be worded in any way, but its numbers have to stand in a table of its section or among the section's
-sources below. The check is also about links, the commands and settings of the committed runs, and, where CIFAR-10 is in
---data-dir, the predictions of the committed checkpoints.
+A sentence may be worded in any way, but its numbers must be in a table of its section or among the section's sources
+below. The check also covers links, the commands and settings of the committed runs, and, if CIFAR-10 is in --data-dir,
+the predictions of the committed checkpoints.
 """
 
 import command
@@ -45,15 +45,15 @@ TEXTS = (README, RESULTS / "README.md", EXPERIMENTS / "README.md")
 SMALL = ("dense", "cnn1", "cnn2")
 IMPROVED, LONGER = "vgg_improved", "vgg_improved_longer"
 BY_EXERCISE = (*SMALL, "vgg")
-NETWORKS = (*BY_EXERCISE, IMPROVED)  # the runs that the report compares, from the simplest network on
+NETWORKS = (*BY_EXERCISE, IMPROVED)  # the runs that the report compares, the simplest network first
 LAYERS = (*BY_EXERCISE, "vgg_fast")  # the networks whose layers it lists
 LONGEST_README = 230  # lines
 
-# What the committed files hold.
+# Reading the committed files.
 
 
 def rows_of(path, **where):
-    """The rows of a CSV file that have those values, as dicts; what can be read as a number is a float, nothing nan."""
+    """The rows of a CSV file that have the given values, as dicts. Numbers become floats, empty cells nan."""
 
     def value(text):
         try:
@@ -74,35 +74,35 @@ def history_of(name):
 
 
 def of_seeds(run, column="test_accuracy"):
-    """A column of seeds.csv for a run, from seed 0 on, as an array."""
+    """A column of seeds.csv for a run, as an array, starting with seed 0."""
     return np.array([row[column] for row in rows_of(OUTS / "seeds" / SEEDS, run=run)])
 
 
 def folders_of(run):
-    """The folders of a run from seed 0 on, which for some runs is among the committed results."""
+    """A run's folders, starting with seed 0, whose folder is in the committed results for some runs."""
     committed = ROOT / COMMITTED[run] if run in COMMITTED else None
     return list(folders_of_seeds(OUTS / "seeds" / run, runs.METRICS, committed).values())
 
 
 def best_minus_last(run):
-    """Test accuracy of the best epoch minus that of the last, for each seed with which the last was measured."""
+    """Test accuracy of the best epoch minus that of the last, for the seeds whose last epoch was measured."""
     differences = of_seeds(run) - of_seeds(run, "last_test_accuracy")
     return differences[~np.isnan(differences)]
 
 
 def effect_of_seeds(run, baseline):
-    """How far a run's mean test accuracy over seeds is above another's, and the ends of the 95% interval."""
+    """A run's mean test accuracy over seeds minus the baseline's, and the ends of the 95% interval."""
     (effect,) = effects({name: of_seeds(name) for name in (baseline, run)}, [(run, baseline)])
     return effect["difference"], effect["low"], effect["high"]
 
 
 def confusion_matrices(run):
-    """Of the test split, int [seeds, 10, 10]: classes by predicted classes."""
+    """Confusion matrices of the test split, int [seeds, 10, 10]: true by predicted classes."""
     return np.array([runs.read_metrics(folder)["test"]["confusion_matrix"] for folder in folders_of(run)])
 
 
 def changed(kind, amount):
-    """The test accuracy of each network on images that are changed in that way, a dict."""
+    """The test accuracy of each network on images with that corruption, as a dict."""
     rows = rows_of(RESULTS / runs.ROBUSTNESS, transformation=kind, amount=amount)
     return {row["model"]: row["test_accuracy"] for row in rows}
 
@@ -128,14 +128,14 @@ def measured_speed(part, file="throughput.json"):
 
 
 def step_times(values):
-    """Milliseconds that the project and the usual script, with the better number of workers, need for a step."""
+    """Milliseconds per step of the project, and of the usual script with the faster number of workers."""
     times = {contestant: summary["median"] for contestant, summary in values["milliseconds"].items()}
     return times["project"], min(time for contestant, time in times.items() if contestant.startswith("usual"))
 
 
-# The tables: each function yields the rows of the table of its name, with " | " between the cells.
+# The tables. Each function yields the rows of the table with its name, their cells separated by " | ".
 
-TABLES = {}  # by name, functions that give the Markdown
+TABLES = {}  # a dict from a table's name to a function that returns its Markdown
 
 
 def table(*header):
@@ -268,7 +268,7 @@ def fitting():
 
 @table("classes", *(f"`{name}`" for name in NETWORKS))
 def confusions(count=8):
-    """The pairs of classes that cnn2 confuses most: the share of their test images, in percent, over the seeds."""
+    """The pairs of classes that cnn2 confuses most: the share of their test images confused, in percent, over seeds."""
     classes, shares = list(metrics_of("cnn2")["test"]["per_class"]), {}
     for name in NETWORKS:
         matrices = confusion_matrices(name)
@@ -337,7 +337,7 @@ def softmax():
 
 @table("run | widths | epochs | PFLOP | minutes | validation accuracy | loss")
 def search():
-    """The search for the improved recipe, from the least computation on."""
+    """The runs of the search for the improved recipe, the least computation first."""
     optimizers = {"sgd": "SGD", "muon": "Muon"}
     for row in sorted(rows_of(EXPERIMENTS / "search.csv"), key=lambda row: row["pflop"]):
         run = f"{optimizers[row['optimizer']]}: {row['what']} | {row['widths'].replace('-', ', ')}"
@@ -349,7 +349,7 @@ def rate(variant):
     return f"{ablation.VARIANTS[variant].recipe.learning_rate:g}"
 
 
-TITLES = {  # of the variants of an experiment
+TITLES = {  # of each experiment's variants
     "vgg_apart": {
         "cnn2": "`cnn2`",
         "wider": "as many filters and units as `vgg`",
@@ -381,7 +381,7 @@ def compared(experiment):
     for variant, title in TITLES[experiment].items():
         rows = rows_of(OUTS / experiment / RUNS, variant=variant)
         clean, noisy = ([100 * row[column] for row in rows] for column in ("validation_accuracy", "with_noise"))
-        effect = rows_of(OUTS / experiment / EFFECTS, variant=variant)  # none of what others are compared with
+        effect = rows_of(OUTS / experiment / EFFECTS, variant=variant)  # none for a baseline
         difference = in_points(*(effect[0][end] for end in ("difference", "low", "high"))) if effect else "–"
         costs = f" | {spread(noisy, 1)} | {rows[0]['pflop']:.2f} | {mean(row['minutes'] for row in rows):.0f}"
         yield f"{title} | {len(rows)} | {spread(clean)} | {difference}{costs * with_costs}"
@@ -414,12 +414,12 @@ def busy():
         yield f"`{name}` | {threads} | {alone:.2f} ms | {beside:.2f} ms | {ratio}"
 
 
-# What the sentences may say besides the tables of their section.
+# The numbers that sentences may contain besides those in the tables of their section.
 
 
 def sources():
-    """The heading of a section, then numbers that its sentences may give: as text, those that were chosen, defined or
-    measured by others; else values of the committed files, shares as fractions."""
+    """Yield the heading of a section, followed by numbers that its sentences may contain. Strings hold those that were
+    chosen, defined or measured by others; the rest are values from the committed files, shares as fractions."""
     train, validation, test = ({name: metrics_of(name)[split] for name in NETWORKS} for split in runs.SPLITS)
     vgg, cnn2, dense = (test[name]["accuracy"] for name in ("vgg", "cnn2", "dense"))
     improved, longer, minutes = of_seeds(IMPROVED), of_seeds(LONGER), of_seeds(IMPROVED, "minutes").mean()
@@ -505,13 +505,13 @@ def sources():
 
 
 def operations(run):
-    """Of a training, in PFLOP."""
+    """The computation of a training run, in PFLOP."""
     metrics = runs.read_metrics(folders_of(run)[0])
     return pflop(metrics["multiply_adds"], runs.recipe_of(metrics["settings"]))
 
 
 def kept(kind, amount):
-    """The share of its accuracy above that of guessing that each network keeps on changed images."""
+    """The share of its accuracy above chance level that each network keeps on corrupted images."""
     before, after = changed(kind, 0), changed(kind, amount)
     return [(after[name] - 0.1) / (before[name] - 0.1) for name in NETWORKS]
 
@@ -522,12 +522,12 @@ def lost_by_noise(experiment, variant):
 
 
 def occlusion(name):
-    """How much less probable the label of six images is where a square covers them, [6, 7, 7]."""
+    """How much the label's probability drops when a square covers part of the image, for six images: [6, 7, 7]."""
     return runs.read_arrays(RESULTS / name / runs.INSIDE, "occlusion")[0]
 
 
 def likeness_to_start(name):
-    """For each weight matrix of a committed checkpoint, its correlation with what the seed made of it at the start."""
+    """For each weight matrix of a committed checkpoint, its correlation with the initial one, rebuilt from the seed."""
     trained, checkpoint = models.load_model(RESULTS / name / runs.BEST)
     torch.manual_seed(checkpoint.recipe.seed)
     pairs = zip(models.build(checkpoint.model).parameters(), trained.parameters())
@@ -536,7 +536,7 @@ def likeness_to_start(name):
 
 
 def digits_taken_for_cats():
-    """The share of scikit-learn's digits that cnn2 takes for cats."""
+    """The share of scikit-learn's digits that cnn2 classifies as cats."""
     model, checkpoint = models.load_model(RESULTS / "cnn2" / runs.BEST)
     splits = data.load_splits("digits", None).values()
     predicted = np.concatenate([evaluate.infer(model, split).probabilities().argmax(axis=1) for split in splits])
@@ -544,8 +544,8 @@ def digits_taken_for_cats():
 
 
 def mistakes_by_kind():
-    """The share of cnn2's mistakes that stay among animals or among vehicles, what it would be if wrong answers were
-    spread evenly, and how many of the most confident ones confuse two vehicles."""
+    """The share of cnn2's mistakes that stay among animals or among vehicles, what it would be if mistakes were spread
+    evenly over the other classes, and how many of the most confident ones confuse two vehicles."""
     test = metrics_of("cnn2")["test"]
     vehicle = np.isin([*test["per_class"]], ("airplane", "automobile", "ship", "truck"))
     same = vehicle[:, None] == vehicle
@@ -558,20 +558,22 @@ def mistakes_by_kind():
 
 # The check.
 
-# None of cnn2, CIFAR-10, 1e-4, 3x3, 16-bit is one.
+# Doesn't match anything in cnn2, CIFAR-10, 1e-4, 3x3 or 16-bit.
 NUMBER = re.compile(r"(?<![\w.])(?<![A-Za-z]-)(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\w|-[A-Za-z])")
 UNIT = re.compile(
     rf"(?:(?:, | and | or | to |–){NUMBER.pattern})*(?: ?%| points?| epochs?| minutes?)"
-)  # maybe of a list
+)  # may follow a list of numbers
 NO_PROSE = re.compile(r"`[^`]*`|\]\([^)]*\)|\$+[^$]*\$+|</?\w[^>]*>|\b(?:19|20)\d\d\b|95% interval")
 FENCED = re.compile(r"^ *```.*?^ *```", re.DOTALL | re.MULTILINE)
 MARKED = re.compile(r"(?P<start><!-- table: (?P<name>\w+) -->\n)(?P<rows>.*?)(?P<end><!-- end of table -->)", re.DOTALL)
 
 
 def main(argv=None):
-    parser = command.Parser(description="Write the tables of the three texts anew, or check what the texts say.")
-    parser.add_argument("--check", action="store_true", help="print what disagrees with the committed files instead")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="of CIFAR-10 (default: %(default)s)")
+    parser = command.Parser(description="Rewrite the tables of the three texts, or check the numbers in the texts.")
+    parser.add_argument("--check", action="store_true", help="print disagreements with the committed files instead")
+    parser.add_argument(
+        "--data-dir", type=Path, default=Path("data"), help="folder with CIFAR-10 (default: %(default)s)"
+    )
     arguments = parser.parse_args(argv)
     if not arguments.check:
         for path in TEXTS:
@@ -583,16 +585,16 @@ def main(argv=None):
 
 
 def with_tables(text):
-    """A text with what stands between the markers `table: NAME` and `end of table` made anew."""
+    """The text with each table, between the markers `table: NAME` and `end of table`, rewritten."""
 
-    def made_anew(match):
+    def rewritten(match):
         return match["start"] + TABLES[match["name"]]() + match["end"] if match["name"] in TABLES else match[0]
 
-    return MARKED.sub(made_anew, text)
+    return MARKED.sub(rewritten, text)
 
 
 def check_texts():
-    """What the texts say otherwise than the committed files, a line each."""
+    """Yield a line for each disagreement between the texts and the committed files."""
     known = collections.defaultdict(list)
     for heading, *numbers in sources():
         known[heading] += numbers
@@ -601,13 +603,13 @@ def check_texts():
         text = path.read_text(encoding="utf-8")
         headings |= {heading for heading, _ in sections(text)}
         yield from (f"{os.path.relpath(path)}: {problem}" for problem in check_text(path, text, known))
-    yield from (f"no section is called {heading!r}, which has sources" for heading in known if heading not in headings)
+    yield from (f"sources for {heading!r}, but no such section" for heading in known if heading not in headings)
 
 
 def check_text(path, text, known):
     for match in MARKED.finditer(text):
         if match["name"] not in TABLES or with_tables(match[0]) != match[0]:
-            yield f"the table {match['name']} is not what the committed files give"
+            yield f"the table {match['name']} doesn't match the committed files"
     for heading, section in sections(text):
         if heading != "References":
             yield from (f"{heading}: {number}" for number in stale_numbers(section, known.get(heading, [])))
@@ -620,7 +622,7 @@ def check_text(path, text, known):
 
 
 def check_runs(data_dir):
-    """Whether the files of each of the report's runs agree; the checkpoint's predictions only where CIFAR-10 is."""
+    """Yield a line for each disagreement among the files of a run in the report. Predictions need CIFAR-10."""
     test, compared = None, {row["model"]: row["test_accuracy"] for row in rows_of(RESULTS / runs.COMPARISON)}
     if (data_dir / download.FOLDER).is_dir():
         test = data.load_splits("cifar10", data_dir, ("test",))["test"]
@@ -630,31 +632,31 @@ def check_runs(data_dir):
         metrics, (model, saved) = metrics_of(name), models.load_model(RESULTS / name / runs.BEST)
         recipe, right = runs.recipe_of(metrics["settings"]), evaluate.right_predictions(RESULTS / name)
         if recipe != VARIANTS[name].recipe:
-            yield f"{name}: the recipe in {runs.METRICS} is not that of experiments.seeds"
+            yield f"{name}: the recipe in {runs.METRICS} is not the one in experiments.seeds"
         if (saved.recipe, saved.epoch) != (recipe, metrics["best_epoch"]):
             yield f"{name}: {runs.BEST} and {runs.METRICS} disagree on the recipe or the epoch"
         if not np.allclose(metrics["test"]["accuracy"], [right.mean(), compared.get(name, np.nan)], atol=1e-6):
             yield f"{name}: {runs.PREDICTIONS}, {runs.METRICS} and {runs.COMPARISON} disagree on the test accuracy"
         if test and not gives_saved_predictions(model, RESULTS / name, test):
-            yield f"{name}: {runs.BEST} gives other predictions than those in {runs.PREDICTIONS}"
+            yield f"{name}: {runs.BEST} doesn't give the predictions in {runs.PREDICTIONS}"
 
 
 def gives_saved_predictions(model, folder, test, count=1000):
-    """For the first test images, one by one; another machine rounds differently."""
+    """Whether a network gives the saved predictions for the first test images, up to another machine's rounding."""
     labels, probabilities = runs.read_arrays(folder / runs.PREDICTIONS, "labels", "probabilities")
     predicted = evaluate.infer(model, data.Split(*(part[:count] for part in test))).probabilities()
     return np.array_equal(labels, test.labels) and np.allclose(predicted, probabilities[:count], rtol=0, atol=1e-4)
 
 
 def sections(text):
-    """Pairs of a heading and what stands below it, without blocks of code."""
+    """Pairs of a heading and the text below it, without code blocks."""
     parts = re.split(r"^#+ (.+)$", FENCED.sub("", text), flags=re.MULTILINE)
     return list(zip(parts[1::2], parts[2::2]))
 
 
 def stale_numbers(section, values):
-    """The numbers in the sentences of a section that are neither in its tables nor among the values, each with what
-    stands around it. Whole numbers below ten count where they have a unit."""
+    """Yield the numbers in the sentences of a section that are neither in its tables nor among the values, with the
+    words around them. Whole numbers below ten count only with a unit or after "epoch"."""
     tables = " ".join(match["rows"] for match in MARKED.finditer(section))
     values = [*values, " ".join(NUMBER.findall(tables))]
     prose = " ".join(NO_PROSE.sub(" ", MARKED.sub("", section)).split())
@@ -666,7 +668,7 @@ def stale_numbers(section, values):
 
 
 def agrees(number, value):
-    """Whether a printed number is in a text, or is a value, or one of several, rounded, or in percent or points."""
+    """Whether a printed number is among the words of a string, or is one of the values, rounded, perhaps in percent."""
     if isinstance(value, str):
         return number in value.split()
     decimals = len(number.partition(".")[2])
@@ -684,7 +686,7 @@ def dead_links(path, text):
 
 
 def anchors(path):
-    """The anchors that GitHub gives the headings of a Markdown file; the second of the same name ends in -1."""
+    """The anchors that GitHub gives the headings of a Markdown file; the second with the same name ends in -1."""
     counts = collections.Counter()
     for heading, _ in sections(path.read_text(encoding="utf-8")):
         anchor = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")

@@ -17,13 +17,13 @@ import runs
 from conftest import ROOT
 
 
-def test_random_predictions_are_shown_beside_the_worst(finished_run):
+def test_random_predictions_are_saved_and_drawn(finished_run):
     folder, _ = finished_run("cnn2")
     shown, saved = np.load(folder / "random_predictions.npz"), np.load(folder / "predictions_test.npz")
     index = shown["index"]
     assert len(set(index)) == 25 and np.array_equal(shown["labels"], saved["labels"][index])
     true = saved["probabilities"][index, shown["labels"]]
-    certain = true > 0.01  # of smaller ones, rounding leaves too little
+    certain = true > 0.01  # smaller ones lose too many digits by rounding
     assert np.allclose(shown["losses"][certain], -np.log(true[certain]), atol=0.006)
     assert (folder / "random_predictions.png").exists()
 
@@ -67,12 +67,12 @@ def test_filters_are_the_kernels_of_the_first_convolution(finished_run):
     saved = np.load(folder / "filters.npz")
     assert np.array_equal(saved["weights"], weights)
     torch.manual_seed(0)
-    assert np.array_equal(saved["start"], models.build("cnn2").layers[0].weight.detach()), "what the seed made of them"
+    assert np.array_equal(saved["start"], models.build("cnn2").layers[0].weight.detach()), "the seed's initial weights"
     assert (folder / "filters.png").exists()
     assert not list(finished_run("dense")[0].glob("filters.*")), "it has no convolution"
 
 
-def test_metrics_tell_how_the_run_was_made(finished_run):
+def test_metrics_record_how_the_run_was_made(finished_run):
     folder, _ = finished_run("cnn2")
     metrics = json.loads((folder / "metrics.json").read_text())
     history = runs.read_rows(folder / "history.csv")
@@ -89,7 +89,7 @@ def test_metrics_tell_how_the_run_was_made(finished_run):
 
 
 @pytest.mark.pictures
-def test_evaluating_again_writes_the_very_same_files(finished_run, call, tmp_path):
+def test_evaluating_again_writes_identical_files(finished_run, call, tmp_path):
     finished, output = finished_run("cnn2")
     folder = shutil.copytree(finished, tmp_path / "cnn2")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -97,7 +97,7 @@ def test_evaluating_again_writes_the_very_same_files(finished_run, call, tmp_pat
     assert code == 0 and err == ""
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     tables = out[out.index("\ntrain\n") : out.index("Tables and pictures")]
-    assert tables in output, "the numbers that the training printed at its end"
+    assert tables in output, "those that training printed at its end"
     assert "F1" in tables and "macro average" in tables and "95% interval" in tables
 
 
@@ -111,13 +111,13 @@ def test_a_copy_of_best_alone_gives_the_same_metrics(finished_run, call, tmp_pat
     assert pictures == {*runs.pictures_of_a_run()} - {"loss_plot.png"}, "there is no history"
 
 
-def test_validation_during_training_is_that_of_the_finished_network(finished_run):
+def test_validation_loss_during_training_matches_that_of_evaluation(finished_run):
     folder, _ = finished_run("vgg")  # one epoch, with dropout and batch normalisation
     (row,) = runs.read_rows(folder / "history.csv")
     assert runs.read_metrics(folder)["validation"]["loss"] == pytest.approx(float(row["validation_loss"]), abs=1e-5)
 
 
-def test_another_checkpoint_leaves_the_tables_of_best_alone(finished_run, call, tmp_path):
+def test_evaluating_last_keeps_the_results_of_best(finished_run, call, tmp_path):
     shutil.copytree(finished_run("cnn2")[0], tmp_path / "run")
     before = (tmp_path / "run" / "metrics.json").read_bytes()
     assert call(evaluate.main, "run/last.pt")[0] == 0
@@ -128,7 +128,7 @@ def test_another_checkpoint_leaves_the_tables_of_best_alone(finished_run, call, 
 def test_several_checkpoints_are_compared(finished_run, call, tmp_path):
     for model in ("dense", "cnn2"):
         shutil.copytree(finished_run(model)[0], tmp_path / "outs" / "exercise_04" / model)
-    code, out, err = call(evaluate.main)  # none named: all of them
+    code, out, err = call(evaluate.main)  # none given: all of them
     assert code == 0 and err == ""
     folder = tmp_path / "outs" / "exercise_04"
     rows = {row["model"]: row for row in runs.read_rows(folder / "comparison.csv")}
@@ -156,7 +156,7 @@ def test_several_checkpoints_are_compared(finished_run, call, tmp_path):
     assert [low, middle, high] == pytest.approx(differences.mean() + np.array([-margin, 0, margin]), rel=1e-3)
 
 
-def test_runs_of_the_same_name_are_told_apart(finished_run, call, tmp_path):
+def test_runs_with_the_same_name_are_told_apart(finished_run, call, tmp_path):
     for folder, model in (("a", "dense"), ("b", "cnn2")):
         shutil.copytree(finished_run(model)[0], tmp_path / folder / "run")
     code, out, err = call(evaluate.main, "a/run/best.pt", "b/run/best.pt", "a/run/best.pt")
@@ -181,14 +181,14 @@ def test_robustness_is_measured_from_the_checkpoints(finished_run, call, tmp_pat
         network = models.load_model(tmp_path / model / "best.pt")[0]
         assert accuracy[model, "shift", 0] == accuracy[model, "rotation", 0]
         assert accuracy[model, "shift", 0] == pytest.approx(metrics["test"]["accuracy"], abs=1e-6)
-        assert accuracy[model, "shift", 8] < 0.8 and accuracy[model, "rotation", 90] < 0.8, "a 6 is no 9"
+        assert accuracy[model, "shift", 8] < 0.8 and accuracy[model, "rotation", 90] < 0.8, "a 6 is not a 9"
         moved = [np.roll(np.pad(images, [(0, 0), (0, 0), (9, 9), (9, 9)], "reflect"), by, (2, 3)) for by in MOVES]
         right = [(network(torch.tensor(one[:, :, 9:-9, 9:-9])).argmax(dim=1) == labels).float().mean() for one in moved]
         assert accuracy[model, "shift", 4] == pytest.approx(np.mean(right), abs=1e-6)
         assert f"{accuracy[model, 'rotation', 90]:.1%}" in out
 
 
-def test_results_about_several_are_not_replaced_by_results_about_fewer(finished_run, call, tmp_path):
+def test_results_of_several_runs_are_not_replaced_by_those_of_fewer(finished_run, call, tmp_path):
     for model in ("dense", "cnn1", "cnn2"):
         shutil.copytree(finished_run(model)[0], tmp_path / model)
     for options, names, everything in (
@@ -203,14 +203,14 @@ def test_results_about_several_are_not_replaced_by_results_about_fewer(finished_
         assert call(evaluate.main, *(f"{model}/best.pt" for model in everything), *options)[0] == 0
         before = [(tmp_path / name).read_bytes() for name in names]
         code, out, err = call(evaluate.main, *(f"{model}/best.pt" for model in some), *options)
-        assert code == 0 and f"{names[0]} is also about cnn1" in out and "--out-dir" in out
+        assert code == 0 and f"{names[0]} also covers cnn1" in out and "--out-dir" in out
         assert [(tmp_path / name).read_bytes() for name in names] == before
         code, out, err = call(evaluate.main, *(f"{model}/best.pt" for model in some), *options, "--out-dir", "some")
         rows = runs.read_rows(tmp_path / "some" / names[0])
         assert code == 0 and {row["model"] for row in rows} == set(some)
 
 
-def test_a_folder_that_results_can_not_go_to_is_found_before_any_work(finished_run, call, tmp_path):
+def test_an_unusable_out_dir_is_rejected_before_any_work(finished_run, call, tmp_path):
     for model in ("dense", "cnn2"):
         (tmp_path / model).mkdir()
         shutil.copy(finished_run(model)[0] / "best.pt", tmp_path / model)
@@ -223,7 +223,7 @@ def test_a_folder_that_results_can_not_go_to_is_found_before_any_work(finished_r
     assert not (tmp_path / "dense/metrics.json").exists()
 
 
-def test_interrupted_measurement_leaves_the_former_one(finished_run, call, tmp_path, monkeypatch):
+def test_interrupted_measurement_keeps_the_old_results(finished_run, call, tmp_path, monkeypatch):
     shutil.copy(finished_run("cnn2")[0] / "best.pt", tmp_path)
     assert call(evaluate.main, "--robustness", "best.pt", "--out-dir", ".")[0] == 0
     before = (tmp_path / "robustness.csv").read_bytes()
@@ -237,7 +237,7 @@ def test_interrupted_measurement_leaves_the_former_one(finished_run, call, tmp_p
 
 
 def test_several_networks_share_the_data(finished_run, call, tmp_path, monkeypatch):
-    """Data are read, and images changed, once for all of them."""
+    """The data set is read, and images are corrupted, once for all networks."""
     for model in ("dense", "cnn2"):
         (tmp_path / model).mkdir()
         shutil.copy(finished_run(model)[0] / "best.pt", tmp_path / model)
@@ -250,7 +250,7 @@ def test_several_networks_share_the_data(finished_run, call, tmp_path, monkeypat
     assert load_splits.call_count == 2 and noisy.call_count == len(corruptions.CORRUPTIONS["noise"].amounts)
 
 
-def test_a_folder_that_is_trained_in_is_refused_before_another_is_evaluated(finished_run, call, tmp_path):
+def test_a_folder_in_use_is_rejected_before_another_is_evaluated(finished_run, call, tmp_path):
     folders = [finished_run(model)[0] for model in ("cnn1", "dense")]
     with runs.claim_folder(folders[1]):
         code, out, err = call(evaluate.main, *(folder / "best.pt" for folder in folders), "--out-dir", tmp_path)
@@ -265,8 +265,8 @@ def test_two_checkpoints_never_share_a_results_folder(finished_run, call, tmp_pa
     assert not (tmp_path / "m_results").exists()
 
 
-def test_what_is_written_means_something(finished_run):
-    """Further decimals differ from one processor to the next."""
+def test_numbers_are_written_with_six_decimals(finished_run):
+    """Further decimals would differ from one processor to the next."""
     folder, _ = finished_run("cnn2")
     metrics = json.loads((folder / "metrics.json").read_text())
     numbers = re.findall(r"\d+\.\d+", json.dumps([metrics[split] for split in runs.SPLITS]))
@@ -278,7 +278,7 @@ def test_what_is_written_means_something(finished_run):
 MOVES = [(4, 0), (-4, 0), (0, 4), (0, -4)]
 
 
-def test_cells_of_the_comparison():
+def test_cells_of_the_comparison_are_formatted_by_column():
     assert evaluate.format_cell("seconds_per_epoch", 0.25) == "0.2"
     assert evaluate.format_cell("test_accuracy", 1.0) == "100.00%"
     assert evaluate.format_cell("parameters", 545098) == "545,098"
@@ -290,14 +290,14 @@ def test_cells_of_the_comparison():
         (["missing.pt"], "missing.pt: No such file or directory"),
         (["text.pt"], "not a checkpoint"),
         (["."], "best.pt: No such file"),
-        ([], "no checkpoint named"),
+        ([], "no checkpoint given"),
         (["--device", "cuda:99"], "--device cuda:99"),
         (["--device", "abacus"], "--device abacus"),
         (["--surprise"], "--surprise"),
         (["circle.pt"], "circle.pt"),
     ],
 )
-def test_a_mistake_gets_one_line(call, tmp_path, arguments, reason):
+def test_a_user_error_is_reported_in_one_line(call, tmp_path, arguments, reason):
     (tmp_path / "text.pt").write_text("text" * 100)
     (tmp_path / "circle.pt").symlink_to(tmp_path / "circle.pt")
     code, out, err = call(evaluate.main, *arguments)
@@ -305,7 +305,7 @@ def test_a_mistake_gets_one_line(call, tmp_path, arguments, reason):
     assert reason in err and len(err.splitlines()) == 1 and "Traceback" not in err
 
 
-def test_checkpoint_of_an_unknown_data_set_is_refused(finished_run, call, tmp_path):
+def test_checkpoint_of_an_unknown_data_set_is_rejected(finished_run, call, tmp_path):
     foreign = dataclasses.replace(runs.load_checkpoint(finished_run("cnn2")[0] / "best.pt"), dataset="mnist")
     runs.save_checkpoint(tmp_path / "best.pt", foreign)
     code, out, err = call(evaluate.main, "best.pt")
@@ -313,22 +313,22 @@ def test_checkpoint_of_an_unknown_data_set_is_refused(finished_run, call, tmp_pa
     assert not (tmp_path / "data").exists()
 
 
-def test_folder_that_can_not_be_written_is_found_before_anything_is_computed(finished_run, call, tmp_path):
+def test_an_unwritable_folder_is_rejected_before_anything_is_computed(finished_run, call, tmp_path):
     shutil.copy(finished_run("cnn2")[0] / "best.pt", tmp_path / "kept.pt")
     (tmp_path / "kept_results").write_text("a file")
     code, out, err = call(evaluate.main, "kept.pt")
     assert code == 2 and out == "" and "kept_results" in err and len(err.splitlines()) == 1
 
 
-def test_leftovers_of_a_killed_evaluation_are_swept(finished_run, call, tmp_path):
+def test_leftovers_of_a_killed_evaluation_are_removed(finished_run, call, tmp_path):
     shutil.copy(finished_run("cnn2")[0] / "best.pt", tmp_path)
     (tmp_path / ".metrics.json.tmp").write_text("half")
     assert call(evaluate.main, "best.pt")[0] == 0
     assert not list(tmp_path.glob(".*.tmp"))
 
 
-def test_a_foreign_run_among_all_is_named_and_left_out(finished_run, call, tmp_path):
-    """One with a network that isn't known here: of another branch, say."""
+def test_a_run_with_an_unknown_network_is_reported_and_skipped(finished_run, call, tmp_path):
+    """It may be from another branch."""
     for model in ("dense", "cnn2", "foreign"):
         (tmp_path / "outs/exercise_04" / model).mkdir(parents=True)
         shutil.copy(
@@ -337,12 +337,12 @@ def test_a_foreign_run_among_all_is_named_and_left_out(finished_run, call, tmp_p
     foreign = tmp_path / "outs/exercise_04/foreign/best.pt"
     runs.save_checkpoint(foreign, dataclasses.replace(runs.load_checkpoint(foreign), model="resnet"))
     code, out, err = call(evaluate.main)
-    assert code == 2 and "resnet" in err and "left out" in err and len(err.splitlines()) == 1
+    assert code == 2 and "resnet" in err and "skipped" in err and len(err.splitlines()) == 1
     assert {row["model"] for row in runs.read_rows(tmp_path / "outs/exercise_04/comparison.csv")} == {"dense", "cnn2"}
-    assert call(evaluate.main, foreign)[0] == 2, "it was asked for by name"
+    assert call(evaluate.main, foreign)[0] == 2, "given by name, it is an error"
 
 
-def test_a_run_that_is_gone_is_no_reason_not_to_compare(finished_run, call, tmp_path):
+def test_a_run_that_is_gone_does_not_prevent_a_comparison(finished_run, call, tmp_path):
     for model in ("dense", "cnn1", "cnn2"):
         (tmp_path / model).mkdir()
         shutil.copy(finished_run(model)[0] / "best.pt", tmp_path / model)

@@ -66,8 +66,8 @@ def test_calibration_of_known_predictions():
     assert [bin["samples"] for bin in half_wrong["calibration_bins"]] == [0] * 7 + [2] + [0] * 6 + [2]
 
 
-def test_temperature_undoes_a_scaling_of_the_logits():
-    """With labels drawn from the probabilities, the logits are calibrated; tripled, they are overconfident."""
+def test_temperature_undoes_scaling_the_logits():
+    """Logits are calibrated if labels are drawn from their probabilities; tripled logits are overconfident."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(20_000, 10, generator=generator)
     labels = torch.multinomial(logits.softmax(dim=1), 1, generator=generator)[:, 0]

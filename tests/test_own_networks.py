@@ -16,7 +16,7 @@ from recipe import Recipe
 
 
 def block(channels_in, channels_out):
-    """A block as most people write it."""
+    """A convolution block as most people write it."""
     convolution = nn.Conv2d(channels_in, channels_out, 3, padding=1)
     return nn.Sequential(convolution, nn.BatchNorm2d(channels_out), nn.ReLU(), nn.MaxPool2d(2))
 
@@ -90,8 +90,8 @@ def test_own_network_is_trained_resumed_evaluated_and_compared(call, tmp_path, m
     monkeypatch.setitem(models.MODELS, "mine", network)
     options = ["--model", "mine", *DIGITS, "--out-dir", "."]
     assert call(train.main, *options, "--epochs", 2, "--run-name", "whole")[0] == 0
-    for epochs, how in ((1, []), (2, ["--resume"])):
-        code, out, err = call(train.main, *options, "--epochs", epochs, *how)
+    for epochs, resume in ((1, []), (2, ["--resume"])):
+        code, out, err = call(train.main, *options, "--epochs", epochs, *resume)
         assert code == 0 and err == "", err
     assert_same_weights(tmp_path / "whole/last.pt", tmp_path / "mine/last.pt")
     convolutions = FILTERS if network in (Nested, Residual, Lazy, Grey) else set()
@@ -137,7 +137,7 @@ def test_network_of_the_wrong_shape_is_rejected_before_training(call, monkeypatc
     assert code == 2 and reason in err and len(err.splitlines()) == 1 and "epoch" not in out
 
 
-def test_a_failure_between_layers_is_not_blamed_on_one():
+def test_a_failure_between_layers_is_not_blamed_on_a_layer():
     class WrongSum(Residual):
         def logits(self, images):
             values = self.first(self.normalised(images))

@@ -41,7 +41,7 @@ def test_pictures_of_every_mode_and_size_are_read(tmp_path):
     assert picture_of(tmp_path, palette)[:, 5, 5].tolist() == [10, 200, 30]
 
 
-def test_grey_values_of_more_than_8_bits_keep_their_meaning(tmp_path):
+def test_grey_values_of_more_than_8_bits_are_scaled(tmp_path):
     for pixels, expected in (
         (np.full((9, 9), 0.5, np.float32), 128),
         (np.full((9, 9), 77.0, np.float32), 77),
@@ -53,7 +53,7 @@ def test_grey_values_of_more_than_8_bits_keep_their_meaning(tmp_path):
             picture_of(tmp_path, Image.fromarray(pixels), "picture.tiff")
 
 
-def test_picture_that_is_too_large_is_refused_in_plain_words(tmp_path, monkeypatch):
+def test_a_picture_with_too_many_pixels_is_rejected(tmp_path, monkeypatch):
     monkeypatch.setattr(photos.Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(photos.PictureError, match="over 2,000 pixels"):
         picture_of(tmp_path, Image.new("L", (50, 50)))
@@ -62,7 +62,7 @@ def test_picture_that_is_too_large_is_refused_in_plain_words(tmp_path, monkeypat
         picture_of(tmp_path, Image.new("L", (40, 40)))
 
 
-def test_centre_square_is_taken_the_right_way_up(tmp_path):
+def test_the_centre_square_is_upright(tmp_path):
     wide = Image.new("RGB", (300, 100), "red")
     wide.paste("blue", (100, 0, 200, 50))
     wide.paste("lime", (100, 50, 200, 100))
@@ -74,13 +74,13 @@ def test_centre_square_is_taken_the_right_way_up(tmp_path):
     assert turned[:, 4, 16].tolist() == [0, 255, 0] and turned[:, 28, 16].tolist() == [0, 0, 255]
 
 
-def test_shrinking_a_picture_averages(tmp_path):
+def test_shrinking_a_picture_averages_pixels(tmp_path):
     checkerboard = np.indices((320, 320)).sum(axis=0) % 2 * 255
     picture = picture_of(tmp_path, Image.fromarray(checkerboard.astype(np.uint8)))
     assert (picture[:, 4:-4, 4:-4].int() - 127).abs().max() <= 2
 
 
-def test_pictures_are_named_without_a_data_set(finished_run, call, tmp_path):
+def test_pictures_are_classified_without_a_data_set(finished_run, call, tmp_path):
     folder, _ = finished_run("dense")
     four = load_digits(n_class=5).images[4] * 15
     Image.fromarray(four.astype(np.uint8)).resize((800, 800)).convert("RGB").save(tmp_path / "photo.jpg")
@@ -91,7 +91,7 @@ def test_pictures_are_named_without_a_data_set(finished_run, call, tmp_path):
     code, out, err = call(
         evaluate.main, folder / "best.pt", "--image", "photo.jpg", "text.png", "grey.png", "alpha.png", "missing.png"
     )
-    assert code == 2, "something could not be read"
+    assert code == 2, "some couldn't be read"
     problems = err.splitlines()
     assert len(problems) == 2 and "text.png" in problems[0] and "missing.png" in problems[1]
     tables = out.strip().split("\n\n")
@@ -100,17 +100,17 @@ def test_pictures_are_named_without_a_data_set(finished_run, call, tmp_path):
         shares = [float(line.split()[1].rstrip("%")) for line in table.splitlines()[1:]]
         assert len(shares) == 5 and shares == sorted(shares, reverse=True) and sum(shares) <= 100.1
     assert tables[0].splitlines()[1].split()[0] == "4"
-    assert call(evaluate.main, folder / "best.pt", "--image", "grey.png", "grey.png")[0] == 0, "named twice"
+    assert call(evaluate.main, folder / "best.pt", "--image", "grey.png", "grey.png")[0] == 0, "given twice"
 
 
 @pytest.fixture
 def checkpoint(finished_run):
-    """best.pt of a network that has been trained on the digits for a while."""
+    """best.pt of a network trained on the digits."""
     return finished_run("dense")[0] / "best.pt"
 
 
 def save_digit(index, path, change=lambda image: image, **options):
-    """Save an image of the digits' test split as a picture, changed."""
+    """Save an image of the digits' test split, after `change`, as a picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
     change(Image.fromarray(test_pixels(index))).save(path, **options)
     return path
@@ -137,18 +137,18 @@ def labelled_digits(folder, indices):
 
 
 def rows_of(name):
-    """The rows of a CSV file, without a quarrel about how many there are."""
+    """The rows of a CSV file, as dicts."""
     return runs.read_rows(Path(name))
 
 
-def test_a_labelled_folder_gives_the_accuracy_of_the_split_that_its_pictures_are(call, checkpoint, monkeypatch):
+def test_a_labelled_folder_of_the_test_images_gives_the_test_accuracy(call, checkpoint, monkeypatch):
     batches = []
     logits = models.Network.logits
     monkeypatch.setattr(models.Network, "logits", lambda self, x: batches.append(len(x)) or logits(self, x))
     labelled_digits(Path("photos"), range(300))
     code, out, err = call(evaluate.main, checkpoint, "--image", "photos", "--out-dir", "seen")
     assert code == 0 and err == "" and not Path("data").exists()
-    assert sum(batches) >= 300 and max(batches) <= 100, "in batches, or a large folder would take a lot of memory"
+    assert sum(batches) >= 300 and max(batches) <= 100, "in batches: a large folder would take too much memory"
     test = runs.read_metrics(checkpoint.parent)["test"]
     total, *by_class = rows_of("seen/summary.csv")
     assert (total["model"], total["class"], total["pictures"]) == ("dense", "all", "300")
@@ -160,7 +160,7 @@ def test_a_labelled_folder_gives_the_accuracy_of_the_split_that_its_pictures_are
     assert all([label, *map(str, row)] in lines for label, row in zip("0123456789", test["confusion_matrix"]))
     low, high = (f"{end:.2%}" for end in test["accuracy_interval"])
     assert ["all", "300", total["right"], f"{test['accuracy']:.2%}", low, "to", high] in lines
-    assert ".png" not in out, "so many aren't listed"
+    assert ".png" not in out, "too many to be listed"
     rows = rows_of("seen/predictions.csv")
     with np.load(checkpoint.parent / "predictions_test.npz") as saved:
         expected = saved["probabilities"]
@@ -180,8 +180,8 @@ def enlarged(times, how):
 
 
 UPRIGHT = Image.Exif()
-UPRIGHT[0x0112] = 6  # turn it by 90 degrees to the right
-# Forms in which a picture can come: its file's ending, what is done before, how it is saved.
+UPRIGHT[0x0112] = 6  # to be rotated clockwise by 90 degrees
+# Forms of the same picture: the file extension, what is done before saving, the options of Image.save.
 EXACT = {
     "png": ("png", lambda image: image, {}),
     "grey": ("png", lambda image: image.convert("L"), {}),
@@ -201,7 +201,7 @@ CLOSE = {
 }
 
 
-def test_a_picture_gets_the_same_answer_in_every_form(call, checkpoint):
+def test_a_picture_gets_the_same_prediction_in_every_form(call, checkpoint):
     labels, indices = test_labels(), range(20)
     for index in indices:
         for form, (ending, change, options) in (EXACT | CLOSE).items():
@@ -222,7 +222,7 @@ def test_a_picture_gets_the_same_answer_in_every_form(call, checkpoint):
     assert all(sum(same[form]) >= 18 for form in CLOSE), {form: sum(same[form]) for form in CLOSE}
 
 
-def test_what_is_no_class_and_what_can_not_be_read_is_named_and_left_out(call, checkpoint):
+def test_unknown_classes_and_unreadable_files_are_reported_and_skipped(call, checkpoint):
     labels = test_labels()
     indices = [index for index, label in enumerate(labels) if label in (3, 7)][:8]
     assert {labels[index] for index in indices} == {3, 7}
@@ -234,7 +234,7 @@ def test_what_is_no_class_and_what_can_not_be_read_is_named_and_left_out(call, c
     Path("photos/5").mkdir()
     code, out, err = call(evaluate.main, checkpoint, "--image", "photos", "--out-dir", "seen")
     first, second = err.splitlines()
-    assert code == 2 and "photos/eleven is left out" in first and "photos/3/damaged.png can't be read" in second
+    assert code == 2 and "photos/eleven is skipped" in first and "photos/3/damaged.png can't be read" in second
     rows = rows_of("seen/summary.csv")
     counts = [str(sum(labels[index] == label for index in indices)) for label in (3, 7)]
     assert [(row["class"], row["pictures"]) for row in rows] == [("all", "8"), ("3", counts[0]), ("7", counts[1])]
@@ -259,10 +259,10 @@ def test_a_folder_stands_for_its_pictures(call, checkpoint):
         assert int(lines[1].split()[1]) == saved["probabilities"][1].argmax()
     Path("empty").mkdir()
     code, out, err = call(evaluate.main, checkpoint, "--image", "empty")
-    assert code == 2 and out == "" and "empty holds no pictures" in err and len(err.splitlines()) == 1
+    assert code == 2 and out == "" and "empty contains no pictures" in err and len(err.splitlines()) == 1
 
 
-def test_few_labelled_pictures_are_shown_in_detail_and_summed_up(call, checkpoint):
+def test_few_labelled_pictures_get_details_and_a_summary(call, checkpoint):
     path, *_ = labelled_digits(Path("photos"), range(3))
     code, out, err = call(evaluate.main, checkpoint, "--image", "photos")
     assert code == 0 and err == "" and f"{path} (dense), label: {path.parent.name}\n" in out
@@ -273,15 +273,15 @@ def test_few_labelled_pictures_are_shown_in_detail_and_summed_up(call, checkpoin
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(50), "is a HEIC picture, which Pillow doesn't read: convert"),
-        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(50), "is a HEIF picture, which Pillow doesn't read: convert"),
-        (b"\0\0\0\x18ftypavif\0\0\0\0avifmif1" + bytes(50), "is an AVIF picture, which Pillow doesn't read: convert"),
-        (b"no picture at all", "is not a picture that Pillow reads"),
-        (b"", "is not a picture that Pillow reads"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(50), "is a HEIC picture, which Pillow can't read: convert"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(50), "is a HEIF picture, which Pillow can't read: convert"),
+        (b"\0\0\0\x18ftypavif\0\0\0\0avifmif1" + bytes(50), "is an AVIF picture, which Pillow can't read: convert"),
+        (b"no picture at all", "is not a picture that Pillow can read"),
+        (b"", "is not a picture that Pillow can read"),
     ],
     ids=["heic", "heif", "avif", "text", "nothing"],
 )
-def test_kinds_of_files_that_are_not_read_are_told_apart(call, checkpoint, name, content, reason, monkeypatch):
+def test_unreadable_kinds_of_files_are_told_apart(call, checkpoint, name, content, reason, monkeypatch):
     without = {ending: kind for ending, kind in Image.registered_extensions().items() if kind not in ("AVIF", "HEIF")}
     monkeypatch.setattr(Image, "EXTENSION", without)
     monkeypatch.setattr(Image, "ID", [kind for kind in Image.ID if kind not in ("AVIF", "HEIF")])
@@ -294,8 +294,8 @@ def test_kinds_of_files_that_are_not_read_are_told_apart(call, checkpoint, name,
     assert f"photos/{name} {reason}" in err and "0x" not in err and "BytesIO" not in err
 
 
-def test_a_plugin_of_pillow_is_used(call, checkpoint, monkeypatch):
-    """It is a stand-in for pillow-heif, which reads a PNG behind the header."""
+def test_a_pillow_plugin_is_used(call, checkpoint, monkeypatch):
+    """A stand-in for pillow-heif reads a PNG after the header."""
 
     def open_behind(file, name):
         return Image.open(io.BytesIO(file.read()[12:]))
@@ -313,22 +313,22 @@ def test_a_plugin_of_pillow_is_used(call, checkpoint, monkeypatch):
     assert code == 0 and err == "" and first.splitlines()[1:] == second.splitlines()[1:]
 
 
-def test_a_picture_that_memory_does_not_suffice_for_is_named(call, checkpoint, monkeypatch):
+def test_a_picture_too_large_for_the_memory_is_reported(call, checkpoint, monkeypatch):
     def read_square(content):
         if content == large:
             raise MemoryError
-        return really(content)
+        return original(content)
 
-    really = photos.read_square
+    original = photos.read_square
     monkeypatch.setattr(photos, "read_square", read_square)
     large = save_digit(0, Path("large.png")).read_bytes()
     save_digit(1, Path("1.png"))
     code, out, err = call(evaluate.main, checkpoint, "--image", "large.png", "1.png")
-    assert code == 2 and "large.png takes more memory than there is" in err and len(err.splitlines()) == 1
+    assert code == 2 and "large.png needs more memory than there is" in err and len(err.splitlines()) == 1
     assert "1.png (dense)" in out
 
 
-def test_what_was_seen_is_written_for_every_network(call, checkpoint):
+def test_predictions_are_written_for_every_network(call, checkpoint):
     for folder in ("a/run", "b/run"):
         Path(folder).mkdir(parents=True)
         shutil.copy(checkpoint, folder)
@@ -343,13 +343,13 @@ def test_what_was_seen_is_written_for_every_network(call, checkpoint):
     assert [(row["model"], row["file"]) for row in rows] == models_and_files
     assert [row["model"] for row in rows_of("new/seen/summary.csv") if row["class"] == "all"] == ["a/run", "b/run"]
     code, out, err = call(evaluate.main, networks[0], "--image", paths[0], "--out-dir", "new/seen")
-    assert code == 0 and not Path("new/seen/summary.csv").exists(), "it would be about other pictures"
+    assert code == 0 and not Path("new/seen/summary.csv").exists(), "it was about other pictures"
     (row,) = rows_of("new/seen/predictions.csv")
     assert row["label"] == "" and row["model"] == "run" and Path("new/seen/run_predictions.png").exists()
 
 
 @pytest.mark.pictures
-def test_wrong_answers_are_framed_on_the_sheet(call, checkpoint):
+def test_wrong_predictions_are_framed_on_the_sheet(call, checkpoint):
     with np.load(checkpoint.parent / "predictions_test.npz") as saved:
         right = np.flatnonzero(saved["probabilities"].argmax(axis=1) == saved["labels"])[:120]
     paths = labelled_digits(Path("photos"), right)
@@ -369,7 +369,7 @@ def test_wrong_answers_are_framed_on_the_sheet(call, checkpoint):
     assert sizes[0][:2] < sizes[1][:2] and sizes[1][0] < 3500, "a hundred of them"
 
 
-def test_where_nothing_can_be_written_is_found_before_anything_is_read(call, checkpoint):
+def test_an_unusable_out_dir_is_rejected_before_anything_is_read(call, checkpoint):
     labelled_digits(Path("photos"), range(3))
     Path("file").touch()
     label = test_labels()[0]
@@ -383,7 +383,7 @@ def test_where_nothing_can_be_written_is_found_before_anything_is_read(call, che
     assert not list(Path("photos").rglob("*.csv"))
 
 
-def test_interrupted_writing_leaves_the_former_files(call, checkpoint, monkeypatch):
+def test_interrupted_writing_keeps_the_old_files(call, checkpoint, monkeypatch):
     labelled_digits(Path("photos"), range(7))
     assert call(evaluate.main, checkpoint, "--image", "photos", "--out-dir", "seen")[0] == 0
     before = {path.name: path.read_bytes() for path in Path("seen").iterdir()}
@@ -393,7 +393,7 @@ def test_interrupted_writing_leaves_the_former_files(call, checkpoint, monkeypat
     assert {path.name: path.read_bytes() for path in Path("seen").iterdir()} == before
 
 
-def test_a_checkpoint_that_comes_last_is_no_picture(call, checkpoint):
+def test_a_checkpoint_given_last_is_not_taken_for_a_picture(call, checkpoint):
     shutil.copy(checkpoint, "best.pt")
     for index in range(3):
         save_digit(index, Path(f"{index}.png"))
@@ -408,7 +408,7 @@ def test_a_checkpoint_that_comes_last_is_no_picture(call, checkpoint):
     assert code == 2 and out == "" and "--image" in err and len(err.splitlines()) == 1
 
 
-def test_all_networks_of_the_exercise_see_pictures_that_are_read_once(call, checkpoint, monkeypatch):
+def test_pictures_are_read_once_for_all_networks(call, checkpoint, monkeypatch):
     read_picture = Mock(wraps=photos.read_picture)
     monkeypatch.setattr(photos, "read_picture", read_picture)
     for name in ("one", "two"):
@@ -422,7 +422,7 @@ def test_all_networks_of_the_exercise_see_pictures_that_are_read_once(call, chec
     assert code == 2 and "0.png (one)" in out and "two/best.pt" in err and len(err.splitlines()) == 1
 
 
-def test_labels_are_those_of_each_networks_own_classes(call, checkpoint):
+def test_labels_are_compared_with_each_networks_own_classes(call, checkpoint):
     names = ["zero", "one", *"23456789"]
     other = dataclasses.replace(runs.load_checkpoint(checkpoint), classes=names)
     Path("other").mkdir()
@@ -432,7 +432,7 @@ def test_labels_are_those_of_each_networks_own_classes(call, checkpoint):
     for index, name in ((first, "1"), (first, "one"), (second, "2")):
         save_digit(index, Path("photos", name, "picture.png"))
     code, out, err = call(evaluate.main, checkpoint, "other/best.pt", "--image", "photos", "--out-dir", "seen")
-    assert code == 0 and err == "", "each folder is a class of one of them"
+    assert code == 0 and err == "", "each folder is named after a class of one of them"
     counted = {}
     for row in rows_of("seen/summary.csv"):
         counted.setdefault(Path(row["model"]).name, []).append((row["class"], row["pictures"]))
@@ -443,7 +443,7 @@ def test_labels_are_those_of_each_networks_own_classes(call, checkpoint):
     assert {row["prediction"] for row in rows_of("seen/predictions.csv")} <= {*names, "1"}
 
 
-def test_names_can_do_nothing_to_a_terminal(call, checkpoint):
+def test_control_characters_in_file_names_are_escaped(call, checkpoint):
     strange = Path("photos", "\x1b[2J\u202f.png")
     save_digit(0, strange)
     Path("photos", "\x1b[2Jbroken.png").touch()
@@ -456,7 +456,7 @@ def test_names_can_do_nothing_to_a_terminal(call, checkpoint):
     assert str(strange) in [row["file"] for row in rows_of("seen/predictions.csv")], "in a file, as it is"
 
 
-def test_new_photographs_are_the_tiles_that_cifar10_does_not_have(call, monkeypatch):
+def test_new_photographs_are_the_tiles_that_are_not_in_cifar10(call, monkeypatch):
     def load_splits(dataset, data_dir):
         assert (dataset, str(data_dir)) == ("cifar10", "there")
         return {"test": data.as_split(known[:6], [0] * 6), "train": data.as_split(known[6:], [0] * 4)}
@@ -481,7 +481,7 @@ def test_new_photographs_are_the_tiles_that_cifar10_does_not_have(call, monkeypa
             assert np.array_equal(picture, sheet.reshape(6, 32, 32, 3)[int(names[-1][:3])])
     Image.new("RGB", (66, 100)).save("sheets/ship.png")
     code, out, err = call(new_photographs.main, *options)
-    assert code == 2 and "ship.png is no sheet of tiles: 66x100 pixels" in err and len(err.splitlines()) == 1
+    assert code == 2 and "ship.png is not a sheet of tiles: 66x100 pixels" in err and len(err.splitlines()) == 1
     Path("sheets/ship.png").unlink()
     code, out, err = call(new_photographs.main, *options)
     assert code == 2 and "sheets holds neither ship.png nor" in err and len(err.splitlines()) == 1

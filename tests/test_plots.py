@@ -22,7 +22,7 @@ CLASSES = [f"class {number}" for number in range(10)]
 TEN_RUNS = [f"vgg_without_part_{number}" for number in range(10)]
 EXPERIMENTS = (EXAMPLES, CURVES, SEEDS, EFFECTS)
 
-# A run folder, a comparison and experiments with little in them: what is drawn is what their writers would write.
+# Write a small run folder, comparison and experiments, in the format of the real ones.
 
 
 def write_history(folder, accuracies=(0.4, 0.6, 0.5), losses=(1.5, 1.1, 1.2)):
@@ -140,8 +140,8 @@ def drawn(folder):
 
 @pytest.fixture
 def figures(monkeypatch):
-    """What would be drawn, as a dict from a picture's name to the figure: nothing is laid out, which takes most of the
-    time, nor written."""
+    """Instead of writing pictures, collect the figures in a dict by file name. This skips the layout, which takes most
+    of the time."""
     figures = {}
     monkeypatch.setattr(plots, "save", lambda figure, path: figures.update({path.name: figure}))
     return figures
@@ -186,13 +186,13 @@ def test_pictures_are_redrawn_from_the_files_alone(finished_run, call, tmp_path)
 
 
 @pytest.mark.parametrize("main", [plots.main, pictures.main])
-def test_nothing_to_draw_is_said_in_one_line(call, main):
+def test_nothing_to_draw_is_reported_in_one_line(call, main):
     code, out, err = call(main, "nowhere")
     assert code == 2 and len(err.splitlines()) == 1 and "no results under nowhere" in err
 
 
 @pytest.mark.pictures
-def test_the_best_epoch_of_an_unfinished_run_is_that_of_its_history(tmp_path, figures):
+def test_the_best_epoch_of_an_unfinished_run_comes_from_its_history(tmp_path, figures):
     write_history(tmp_path / "cnn2", accuracies=[0.5, 0.6, 0.6, 0.6, 0.4], losses=[1.0, 0.9, 0.7, 0.8, 0.5])
     plots.draw_run(tmp_path / "cnn2")
     assert figures.keys() == {"loss_plot.png"}
@@ -206,7 +206,7 @@ def test_the_best_epoch_of_an_unfinished_run_is_that_of_its_history(tmp_path, fi
 
 
 @pytest.mark.pictures
-def test_the_first_epoch_can_be_seen(tmp_path, figures):
+def test_a_single_epoch_is_visible(tmp_path, figures):
     write_history(tmp_path, accuracies=[0.5], losses=[1.0])
     plots.draw_loss(tmp_path)
     for axes in figures["loss_plot.png"].axes:
@@ -236,11 +236,11 @@ def test_unfinished_runs_are_redrawn_too(call, tmp_path):
 
 def test_ten_runs_are_drawn_differently():
     assert len({tuple(style.items()) for style in plots.RUN_STYLES}) == 10
-    assert len({style["marker"] for style in plots.RUN_STYLES}) == 10, "in grey"
+    assert len({style["marker"] for style in plots.RUN_STYLES}) == 10, "in greyscale"
     assert len({(style["color"], style["linestyle"]) for style in plots.RUN_STYLES}) == 10
     styles = plots.run_styles(["worst", *TEN_RUNS])
     assert styles[TEN_RUNS[-1]]["marker"] == "o" and styles[TEN_RUNS[0]]["marker"] == "*"
-    assert styles["worst"] == plots.RUN_STYLES[0], "an eleventh starts again"
+    assert styles["worst"] == plots.RUN_STYLES[0], "the eleventh has the first style again"
 
 
 @pytest.mark.pictures
@@ -352,14 +352,14 @@ DAMAGES = [
 @pytest.mark.pictures
 @pytest.mark.parametrize(("damage", "missing"), DAMAGES)
 @pytest.mark.filterwarnings("error")
-def test_a_damaged_value_costs_only_the_pictures_that_show_it(tmp_path, figures, monkeypatch, damage, missing):
+def test_a_damaged_value_affects_only_the_pictures_that_show_it(tmp_path, figures, monkeypatch, damage, missing):
     def save(figure, path):
         if path.name in missing:
             FigureCanvasAgg(figure).draw()
         figures[path.name] = figure
 
     monkeypatch.setattr(plots, "save", save)
-    monkeypatch.setattr(runs, "SPLITS", ("test",))  # the others would cost time only
+    monkeypatch.setattr(runs, "SPLITS", ("test",))  # the others would only take time
     write_run(tmp_path)
     damage(tmp_path)
     with pytest.raises(runs.ResultsError) as raised:
@@ -373,7 +373,7 @@ def test_a_damaged_value_costs_only_the_pictures_that_show_it(tmp_path, figures,
 
 
 @pytest.mark.pictures
-def test_a_damaged_run_stops_no_other(call, tmp_path, figures):
+def test_a_damaged_run_does_not_stop_the_others(call, tmp_path, figures):
     for name in ("first", "second", "third"):
         write_run(tmp_path / name)
     write_comparison(tmp_path)
@@ -390,7 +390,7 @@ def test_a_damaged_run_stops_no_other(call, tmp_path, figures):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError(28, "No space left on device")])
-def test_what_is_no_damage_passes(tmp_path, monkeypatch, error):
+def test_errors_other_than_damage_are_passed_on(tmp_path, monkeypatch, error):
     def save(figure, path):
         raise error
 
@@ -417,7 +417,7 @@ def test_kernels_of_any_size_are_drawn(tmp_path, figures, shape):
 
 
 @pytest.mark.pictures
-def test_kernels_that_are_no_picture_are_left_out(tmp_path, figures):
+def test_kernels_with_four_channels_are_not_drawn(tmp_path, figures):
     runs.write_arrays(tmp_path / "filters.npz", start=np.ones((8, 4, 3, 3)), weights=np.zeros((8, 4, 3, 3)))
     plots.draw_run(tmp_path)
     assert not figures
@@ -426,7 +426,7 @@ def test_kernels_that_are_no_picture_are_left_out(tmp_path, figures):
 @pytest.mark.pictures
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("maps", [np.zeros((6, 1, 16, 16)), np.zeros((6, 3, 16, 8))], ids=["one", "not square"])
-def test_few_and_oblong_feature_maps_are_drawn(tmp_path, figures, maps):
+def test_few_or_oblong_feature_maps_are_drawn(tmp_path, figures, maps):
     write_run(tmp_path)
     change_array("inside.npz", "block_1", lambda _: maps)(tmp_path)
     plots.draw_inside(tmp_path)
@@ -439,7 +439,7 @@ def test_a_single_row_can_be_drawn(call, tmp_path):
     assert call(plots.main, ".")[0] == 0 and (tmp_path / "recall.png").exists()
 
 
-def test_seeds_that_are_alone_have_no_spread_to_draw(tmp_path, figures):
+def test_a_single_seed_has_no_spread_to_draw(tmp_path, figures):
     row = {"run": "cnn2", "seed": 0, "best_epoch": 9, "validation_accuracy": 0.7, "test_accuracy": 0.7}
     write_rows(tmp_path / SEEDS, [row, row | {"run": "dense"}])
     pictures.draw_seeds(tmp_path)
@@ -447,12 +447,12 @@ def test_seeds_that_are_alone_have_no_spread_to_draw(tmp_path, figures):
 
 
 def settings():
-    """Those of Matplotlib but for the backend, which would be chosen by looking at it."""
+    """Matplotlib's settings except the backend, which would be chosen by reading it."""
     return {name: matplotlib.rcParams[name] for name in matplotlib.rcParams if name != "backend"}
 
 
 @pytest.mark.pictures
-def test_a_programs_own_settings_of_matplotlib_are_neither_used_nor_changed(tmp_path):
+def test_a_programs_matplotlib_settings_are_neither_used_nor_changed(tmp_path):
     write_comparison(tmp_path, names=("$1e-3_$2 $\\frac{", "cnn2"))
     plots.draw_comparison(tmp_path)
     picture = (tmp_path / "comparison.png").read_bytes()
@@ -465,7 +465,7 @@ def test_a_programs_own_settings_of_matplotlib_are_neither_used_nor_changed(tmp_
 
 @pytest.mark.slow
 @pytest.mark.pictures
-def test_pictures_are_the_same_whatever_a_matplotlibrc_says(tmp_path):
+def test_a_matplotlibrc_does_not_change_pictures(tmp_path):
     write_comparison(tmp_path)
     plots.draw_comparison(tmp_path)
     picture = (tmp_path / "comparison.png").read_bytes()

@@ -1,4 +1,4 @@
-"""The checker of the texts, on small texts of its own: what the texts of this clone say is no test of the program."""
+"""The check of the texts, on small texts made for these tests: an edit of the real texts can't make a test fail."""
 
 import json
 
@@ -34,7 +34,7 @@ A shift [costs](#what-came-out) 7.9 points, or 2.3 or 0.6 points.
 
 @pytest.fixture
 def check(monkeypatch, call, tmp_path):
-    """check(text, ...) -> (exit code, output) of `--check` for a text whose numbers are known."""
+    """check(text, ...) -> (exit code, output) of `--check` for a text with known sources."""
     values = [0.0231, np.array([0.079, 0.006]), [7]]
     path = tmp_path / "README.md"
     monkeypatch.setattr(tables, "TEXTS", (path,))
@@ -50,7 +50,7 @@ def check(monkeypatch, call, tmp_path):
     return run
 
 
-def test_a_text_that_says_what_the_files_say_passes_in_other_words_too(check):
+def test_a_correct_text_passes_in_any_wording(check):
     assert check(TEXT) == (0, "")
     assert check(TEXT.replace("`dense` is right in 54.63% of the images, after", "54.63% already at")) == (0, "")
     assert check(TEXT.replace("7.9 points, or 2.3 or 0.6 points", "0.6, 2.31 and 8 points, and 8%")) == (0, "")
@@ -67,17 +67,17 @@ def test_a_text_that_says_what_the_files_say_passes_in_other_words_too(check):
         ("60,000", "61,000", "Title"),
     ],
 )
-def test_a_stale_number_is_named_with_its_text_and_section(check, true, stale, section):
+def test_a_stale_number_is_reported_with_its_context_and_section(check, true, stale, section):
     code, out = check(TEXT.replace(true, stale))
     (number,) = {*tables.NUMBER.findall(stale)} - {*tables.NUMBER.findall(true)}
     assert code == 1 and out.startswith(f"README.md: {section}: {number} in '") and len(out.splitlines()) == 1
 
 
-def test_a_number_of_another_section_is_stale(check):
+def test_a_number_from_another_section_is_stale(check):
     assert check(TEXT.replace("of 32x32", "(54.63%) of 32x32"))[0] == 1
 
 
-def test_a_changed_or_unknown_table_is_named_and_written_anew(check, call, tmp_path):
+def test_a_changed_or_unknown_table_is_reported_and_rewritten(check, call, tmp_path):
     stale = TEXT.replace("| 54.63% |", "| 54.36% |")
     code, out = check(stale)
     assert code == 1 and "the table small" in out
@@ -87,23 +87,23 @@ def test_a_changed_or_unknown_table_is_named_and_written_anew(check, call, tmp_p
 
 
 @pytest.mark.parametrize("link", ["missing.md", "#what-came-in", "folder/README.md#title", "folder#b-2"])
-def test_a_dead_link_is_named(check, tmp_path, link):
+def test_a_dead_link_is_reported(check, tmp_path, link):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "README.md").write_text("# A `b_c`, d's\n\n## b\n\n## b\n", encoding="utf-8")
-    living = "[1](folder) [2](folder/README.md#a-b_c-ds) [3](folder#b-1) [4](https://example.org/#x) [5](#title)"
-    assert check(TEXT + living) == (0, "")
-    code, out = check(f"{TEXT}{living} [6]({link})")
+    valid = "[1](folder) [2](folder/README.md#a-b_c-ds) [3](folder#b-1) [4](https://example.org/#x) [5](#title)"
+    assert check(TEXT + valid) == (0, "")
+    code, out = check(f"{TEXT}{valid} [6]({link})")
     assert code == 1 and out == f"README.md: the link {link} is dead\n"
 
 
-def test_a_long_readme_another_command_and_sources_of_no_section_are_named(check):
+def test_a_long_readme_a_wrong_command_and_sources_without_a_section_are_reported(check):
     assert "lines, more than" in check(TEXT + "\n" * tables.LONGEST_README)[1]
     command = f"\n```bash\npython train.py {tables.ablation.COMMAND}\n```\n".replace(" --epochs", " \\\n    --epochs")
     assert check(TEXT + command) == (0, "")
     code, out = check(TEXT + command.replace("--skip-easy 0.6", "--skip-easy 0.5"))
     assert code == 1 and "the command of vgg_improved" in out
     code, out = check(TEXT.replace("# Title", "# Other title").replace("60,000 ", ""))
-    assert code == 1 and out == "no section is called 'Title', which has sources\n"
+    assert code == 1 and out == "sources for 'Title', but no such section\n"
 
 
 @pytest.mark.parametrize(
@@ -121,13 +121,13 @@ def test_a_long_readme_another_command_and_sources_of_no_section_are_named(check
         ("2", [], False),
     ],
 )
-def test_numbers_agree_as_they_are_printed(number, value, same):
+def test_numbers_agree_as_printed(number, value, same):
     assert tables.agrees(number, value) == same
 
 
 @pytest.fixture
 def run_folder(call, few_digits, monkeypatch, tmp_path):
-    """A run on a few digits in place of the committed ones, its test split in place of CIFAR-10's."""
+    """A run on a few digits instead of the committed ones, with its test split instead of CIFAR-10's."""
     options = ["--model", "dense", "--dataset", "digits", "--epochs", "1", "--out-dir", "outs"]
     assert call(train.main, *options)[0] == 0
     folder = tmp_path / "outs" / "dense"
@@ -143,7 +143,7 @@ def run_folder(call, few_digits, monkeypatch, tmp_path):
     return folder
 
 
-def test_files_of_a_run_that_disagree_are_named(run_folder, monkeypatch, tmp_path, capsys):
+def test_files_of_a_run_that_disagree_are_reported(run_folder, monkeypatch, tmp_path, capsys):
     def problems():
         return "\n".join(tables.check_runs(tmp_path / "data"))
 
@@ -151,7 +151,7 @@ def test_files_of_a_run_that_disagree_are_named(run_folder, monkeypatch, tmp_pat
     labels, probabilities = runs.read_arrays(run_folder / runs.PREDICTIONS, "labels", "probabilities")
     probabilities[0] += 0.001
     runs.write_arrays(run_folder / runs.PREDICTIONS, labels=labels, probabilities=probabilities)
-    assert problems() == "dense: best.pt gives other predictions than those in predictions_test.npz"
+    assert problems() == "dense: best.pt doesn't give the predictions in predictions_test.npz"
     assert [*tables.check_runs(tmp_path)] == [] and "CIFAR-10 is not in" in capsys.readouterr().out
     runs.write_arrays(run_folder / runs.PREDICTIONS, labels=(labels + 1) % 10, probabilities=probabilities)
     assert "disagree on the test accuracy" in problems()
@@ -159,4 +159,4 @@ def test_files_of_a_run_that_disagree_are_named(run_folder, monkeypatch, tmp_pat
     for change in ({"best_epoch": 99}, {"settings": metrics["settings"] | {"seed": 9}}):
         (run_folder / runs.METRICS).write_text(json.dumps(metrics | change))
         assert "best.pt and metrics.json disagree on the recipe or the epoch" in problems()
-    assert "the recipe in metrics.json is not that of experiments.seeds" in problems()
+    assert "the recipe in metrics.json is not the one in experiments.seeds" in problems()

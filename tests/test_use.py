@@ -1,4 +1,4 @@
-"""The tests pass, whatever a user has done."""
+"""The tests pass whatever a user has done in the project."""
 
 import os
 import re
@@ -19,8 +19,8 @@ def run(copy, *words):
 
 @pytest.mark.slow
 def test_tests_pass_after_training_adding_comparing_and_deleting(tmp_path):
-    """README's 'Make it yours', word for word, in a copy without .git; then own results among the committed ones, some
-    of which are deleted."""
+    """Follow README's 'Make it yours' literally, in a copy without .git; then put own results among the committed ones,
+    and delete some of these."""
     copy = tmp_path / "copy"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "data", ".venv", "venv", "__pycache__", "digits"))
     section = (copy / "README.md").read_text(encoding="utf-8").partition("## Make it yours")[2].partition("\n## ")[0]
