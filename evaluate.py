@@ -61,7 +61,9 @@ def main(argv=None):
     paths = find_checkpoints(arguments.checkpoint)
     folders = {path: results_folder(path) for path in paths}
     if len(set(map(os.path.realpath, folders.values()))) < len(folders):
-        raise command.UsageError("two of these checkpoints would write to the same folder: evaluate them one by one")
+        raise command.UsageError(
+            "the results of two of these checkpoints would have the same folder: name one of them at a time"
+        )
     if arguments.image:
         loaded, all_loaded = load_models(paths, device, skip_foreign=not arguments.checkpoint)
         networks = dict(zip(run_names([folders[path].resolve() for path in loaded]), loaded.values()))

@@ -72,14 +72,17 @@ def cut(arguments):
 
 def compare_with_test_split(answers, folder, confusions_of_each=8):
     """Write accuracy.csv and confusions.csv to a folder, and draw the picture, for all runs in predictions.csv, which
-    have to be in outs/exercise_04."""
+    have to be in outs/exercise_04. Pictures without a label don't count."""
     accuracy, confusions = [], []
-    for model, rows in plots.grouped(runs.read_rows(answers / photos.PREDICTIONS, "model", "label"), "model").items():
+    rows = runs.read_rows(answers / photos.PREDICTIONS, "model", "label", "prediction")
+    for model, rows in plots.grouped([row for row in rows if row["label"]], "model").items():
         test = runs.read_metrics(runs.DEFAULT_OUT_DIR["cifar10"] / model)["test"]
         classes = [*test["per_class"]]
         recall = {"all": test["accuracy"]} | {label: values["recall"] for label, values in test["per_class"].items()}
         for label, on_test in recall.items():
             answered = [row["prediction"] for row in rows if label in ("all", row["label"])]
+            if not answered:
+                continue
             right = sum(row["prediction"] == row["label"] for row in rows if label in ("all", row["label"]))
             low, high = wilson_interval(right, len(answered))
             line = {"model": model, "class": label, "pictures": len(answered), "accuracy": right / len(answered)}

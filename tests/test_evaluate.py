@@ -182,7 +182,10 @@ def test_robustness_is_measured_from_the_checkpoints(finished_run, call, tmp_pat
         assert accuracy[model, "shift", 0] == accuracy[model, "rotation", 0]
         assert accuracy[model, "shift", 0] == pytest.approx(metrics["test"]["accuracy"], abs=1e-6)
         assert accuracy[model, "shift", 8] < 0.8 and accuracy[model, "rotation", 90] < 0.8, "a 6 is not a 9"
-        moved = [np.roll(np.pad(images, [(0, 0), (0, 0), (9, 9), (9, 9)], "reflect"), by, (2, 3)) for by in MOVES]
+        moved = [
+            np.roll(np.pad(images, [(0, 0), (0, 0), (9, 9), (9, 9)], "reflect"), by, (2, 3))
+            for by in ((4, 0), (-4, 0), (0, 4), (0, -4))
+        ]
         right = [(network(torch.tensor(one[:, :, 9:-9, 9:-9])).argmax(dim=1) == labels).float().mean() for one in moved]
         assert accuracy[model, "shift", 4] == pytest.approx(np.mean(right), abs=1e-6)
         assert f"{accuracy[model, 'rotation', 90]:.1%}" in out
@@ -273,9 +276,6 @@ def test_numbers_are_written_with_six_decimals(finished_run):
     assert len(numbers) > 100 and max(map(len, numbers)) == len("0.123456")
     with np.load(folder / "predictions_test.npz") as saved:
         assert np.array_equal(saved["probabilities"], saved["probabilities"].round(6))
-
-
-MOVES = [(4, 0), (-4, 0), (0, 4), (0, -4)]
 
 
 def test_cells_of_the_comparison_are_formatted_by_column():
