@@ -62,7 +62,7 @@ def main(argv=None):
     folders = {path: results_folder(path) for path in paths}
     if len(set(map(os.path.realpath, folders.values()))) < len(folders):
         raise command.UsageError(
-            "the results of two of these checkpoints would have the same folder: name one of them at a time"
+            "the results of two of these checkpoints would have the same folder: name one at a time"
         )
     if arguments.image:
         loaded, all_loaded = load_models(paths, device, skip_foreign=not arguments.checkpoint)

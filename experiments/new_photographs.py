@@ -74,8 +74,8 @@ def compare_with_test_split(answers, folder, confusions_of_each=8):
     """Write accuracy.csv and confusions.csv to a folder, and draw the picture, for all runs in predictions.csv, which
     have to be in outs/exercise_04. Pictures without a label don't count."""
     accuracy, confusions = [], []
-    rows = runs.read_rows(answers / photos.PREDICTIONS, "model", "label", "prediction")
-    for model, rows in plots.grouped([row for row in rows if row["label"]], "model").items():
+    labelled = [row for row in runs.read_rows(answers / photos.PREDICTIONS, "model", "prediction") if row["label"]]
+    for model, rows in plots.grouped(labelled, "model").items():
         test = runs.read_metrics(runs.DEFAULT_OUT_DIR["cifar10"] / model)["test"]
         classes = [*test["per_class"]]
         recall = {"all": test["accuracy"]} | {label: values["recall"] for label, values in test["per_class"].items()}
