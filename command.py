@@ -46,7 +46,12 @@ def bind_threads():
 
 
 def leave_quietly(kind, error, traceback):
-    """A sys.excepthook: no traceback for a Ctrl-C before run_command, or while an earlier one is being handled."""
+    """In place of sys.excepthook, for what happens outside run_command: no traceback for Ctrl-C, nor for an import that
+    fails because of the machine, as Matplotlib's does without a writable folder for its cache."""
+    if issubclass(kind, OSError):
+        print_error(printable(error))
+        sys.stderr.flush()
+        os._exit(2)
     if not issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, traceback)
 

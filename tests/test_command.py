@@ -302,3 +302,9 @@ def test_training_continues_when_its_terminal_is_closed(tmp_path):
         os.close(terminal)
         assert process.wait(timeout=240) == 0
     assert (tmp_path / "outs/digits/dense/metrics.json").exists()
+
+
+def test_import_that_fails_because_of_the_machine_gets_one_line():
+    program = "import command\ncommand.start()\nraise OSError('no writable folder for the cache')"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr == "-c: no writable folder for the cache\n"
