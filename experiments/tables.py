@@ -430,6 +430,13 @@ def sources():
     yield "CIFAR-10 with convolutional networks", operations(LONGER) / operations(IMPROVED)
     yield "Quick start", "3.10 80 170", cnn2, minutes
     yield "What came out", "10 32 80 255 10,000", deviations, improved, improved.mean() - of_seeds("vgg").mean()
+    new = {(row["model"], row["class"]): row for row in rows_of(OUTS / "new_photographs" / NEW_ACCURACY)}
+    yield (
+        "What came out",
+        new[IMPROVED, "all"]["pictures"],
+        *(new[IMPROVED, each]["accuracy"] for each in ("all", "dog")),
+    )
+    yield "What came out", [new[name, "all"]["test_accuracy"] - new[name, "all"]["accuracy"] for name in NETWORKS]
     yield "What came out", softmax_costs, confidence_of("vgg"), confidence_of(IMPROVED), kept("shift", 8)
     yield "What came out", [history_of(name)["validation_loss"].argmin() + 1 for name in BY_EXERCISE]
     yield "What came out", [changed("noise", amount)[name] for amount in (0, 10) for name in ("dense", IMPROVED)]
@@ -484,7 +491,6 @@ def sources():
     heading, twins, contested = "How does it generalise to new data?", near_duplicates(), contested_labels()
     judged = len(rows_of(EXPERIMENTS / "doubted_labels.csv"))
     right = {name: evaluate.right_predictions(RESULTS / name) for name in NETWORKS}
-    new = {(row["model"], row["class"]): row for row in rows_of(OUTS / "new_photographs" / NEW_ACCURACY)}
     best, worst = new[IMPROVED, "all"], new["dense", "all"]
     yield heading, best["pictures"], *(best[column] - worst[column] for column in ("accuracy", "test_accuracy"))
     yield heading, *(new[IMPROVED, "dog"][column] for column in ("accuracy", "test_accuracy"))
