@@ -467,6 +467,7 @@ def sources():
     best = of_seeds("dense", "best_epoch")
     gaps = np.concatenate([of_seeds(run, "validation_accuracy") - of_seeds(run) for run in BY_EXERCISE])
     chance = np.sqrt(cnn2 * (1 - cnn2) * sum(1 / split["cnn2"]["samples"] for split in (validation, test)))
+    yield "The design feedback loop", of_seeds(LONGER).mean() - of_seeds("vgg_robust").mean()
     yield "The design feedback loop", "20 28 32 40 64 128 256 512 3,072", deviations, cnn2, chance, min(best), max(best)
     yield "The design feedback loop", sum(gaps > 0), len(gaps), history_of("vgg")["validation_accuracy"][27]
     yield "The design feedback loop", metrics_of("vgg")["multiply_adds"] / metrics_of("cnn2")["multiply_adds"]
@@ -504,7 +505,8 @@ def sources():
     yield heading, "10 30 90", kept("shift", 8), kept("rotation", 30), kept("rotation", 90)
 
     minutes = of_seeds("cnn2", "minutes")
-    yield "Experiments", "6 9 10 20 24 33 60 80 90 93", minutes[:3], minutes[1:3].mean() / 2, len(twins), judged
+    yield "Experiments", "6 9 10 20 24 33 60 80 90 93", of_seeds("vgg_robust", "minutes")
+    yield "Experiments", minutes[:3], minutes[1:3].mean() / 2, len(twins), judged
     machine, steps, run = (measured_speed(part, "gpu.json") for part in ("machine", "steps", IMPROVED))
     yield "Speed", f"20 32 128 512 1,024 {machine['torch'][:4]}", run["training seconds"], run["test accuracy"]
     yield "Speed", *map(step_times, steps.values())
