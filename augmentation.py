@@ -1,8 +1,8 @@
 """Augmentation of the training images, different in each epoch: flips, translations, cutout, corruption of some images.
 
-Everything works on a whole batch at once, on its device. The random numbers are a function of (seed, epoch), so that
-resuming needs no generator state; all but the noise itself are drawn on the CPU, so that they are the same on every
-device.
+Everything works on a whole batch at once, on its device. The random numbers are a function of (seed, epoch), those
+of noise of the batch's place in the epoch too, so that resuming needs no generator state. All but the noise itself are
+drawn on the CPU, so that they are the same on every device.
 """
 
 import math

@@ -133,7 +133,7 @@ def epochs_for_an_image(skip_easy, epochs):
 
 def batches(split, order, batch_size, seed, epoch, augment=False, corrupt=None):
     """Yield (indices, images, labels) in the given order: int64 [batch_size], uint8 [batch_size, 3, 32, 32] and int64
-    [batch_size]. Augmentation depends only on (seed, epoch).
+    [batch_size]. Augmentation depends only on (seed, epoch); noise also on a batch's place in the order.
 
     `order`, int64 [M], is on the split's device. `corrupt` is a dict from a kind of corruption (augmentation.KINDS) to
     its share of the samples. The last batch is smaller if `batch_size` doesn't divide M.
