@@ -5,11 +5,14 @@ of noise of the batch's place in the epoch too, so that resuming needs no genera
 drawn on the CPU, so that they are the same on every device.
 """
 
+import functools
+import io
 import math
 
 import numpy as np
 import torch
-from torch.nn.functional import affine_grid, grid_sample
+from PIL import Image
+from torch.nn.functional import affine_grid, avg_pool2d, grid_sample, interpolate
 
 MAX_SHIFT, HIDDEN, GREY = 4, 10, 120  # --augment: largest translation, side of the cutout (pixels), its grey level
 # What random numbers are drawn for. Flips (drawn once, as if in epoch 0) share a number with the order of the epochs.
@@ -119,4 +122,39 @@ def warp(images, strengths, generator):
     return grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
-KINDS = {"noise": add_noise, "blur": blur, "contrast": change_contrast, "warp": warp}
+def compress(images, strengths, generator):
+    """JPEG compression with a quality of 10 to 80: brightness, and colours at half the resolution, lose the precision
+    of the DCT coefficients of their blocks of 8x8 pixels. H and W are multiples of 16."""
+    quality = 10 + 70 * strengths[0]
+    scale = torch.where(quality < 50, 50 / quality, 2 - quality / 50)  # of the quantisation steps, as in libjpeg
+    to_ycbcr = images.new_tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+    ycbcr = torch.einsum("kc,nchw->nkhw", to_ycbcr, images - 128)
+    luma_steps, chroma_steps = quantisation_steps().to(images.device)
+    luma = quantise(ycbcr[:, :1], scale * luma_steps)
+    chroma = quantise(avg_pool2d(ycbcr[:, 1:], 2), scale * chroma_steps)
+    ycbcr = torch.cat([luma, interpolate(chroma, scale_factor=2, mode="bilinear")], dim=1)
+    return torch.einsum("ck,nkhw->nchw", to_ycbcr.inverse(), ycbcr) + 128
+
+
+@functools.cache
+def quantisation_steps():
+    """The steps of JPEG's DCT coefficients for brightness and for colours at quality 50, float32 [2, 8, 8]."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "jpeg", quality=50)
+    return torch.tensor(list(Image.open(file).quantization.values()), dtype=torch.float32).reshape(2, 8, 8)
+
+
+def quantise(channels, steps):
+    """Round the DCT coefficients of each block of 8x8 pixels of `channels`, float32 [N, C, H, W], to multiples of
+    `steps`, [N, 1, 8, 8], themselves rounded to whole numbers from 1."""
+    rows = torch.arange(8, device=channels.device)[:, None]
+    dct = torch.cos(rows * (2 * rows.T + 1) * math.pi / 16) / 2
+    dct[0] /= math.sqrt(2)
+    steps = steps.round().clamp(1, 255)[:, :, None, :, None, :]
+    blocks = channels.reshape(*channels.shape[:2], channels.shape[2] // 8, 8, -1, 8)
+    coefficients = torch.einsum("ui,vj,ncaibj->ncaubv", dct, dct, blocks)
+    coefficients = (coefficients / steps).round() * steps
+    return torch.einsum("ui,vj,ncaubv->ncaibj", dct, dct, coefficients).reshape(channels.shape)
+
+
+KINDS = {"noise": add_noise, "blur": blur, "contrast": change_contrast, "warp": warp, "jpeg": compress}
