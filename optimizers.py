@@ -1,5 +1,6 @@
 """The optimisers, their state in a checkpoint, and the learning-rate schedule."""
 
+import functools
 import math
 
 import torch
@@ -15,12 +16,16 @@ MOMENTUM, KERNELS_MOMENTUM = 0.85, 0.6  # with --optimizer muon
 FACTORS = {"kernels": 1.0, "biases": 320 / 1024, "rest": 0.06 / 1024}
 
 
-def make_optimizer(model, recipe: Recipe):
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), fused for speed, or Muon."""
+def make_optimizer(model, recipe: Recipe, capturable=False):
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), fused for speed, or Muon.
+
+    If `capturable`, the learning rates are tensors beside the weights: a CUDA graph would repeat a number for ever.
+    """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
+    rate = functools.partial(torch.tensor, device=weights[0].device) if capturable else float
     if recipe.optimizer == "adamw":
-        groups = [{"params": weights, "factor": 1.0}]
-        return torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+        groups = [{"params": weights, "factor": 1.0, "lr": rate(recipe.learning_rate)}]
+        return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=True, capturable=capturable)
     biases = {layer.bias for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)}
     parts = {part: [] for part in FACTORS}
     for weight in weights:
@@ -28,7 +33,7 @@ def make_optimizer(model, recipe: Recipe):
     groups = []
     for part, params in parts.items():
         factor = FACTORS[part] * (1 if part == "kernels" else recipe.batch_size)
-        group = {"params": params, "factor": factor, "lr": factor * recipe.learning_rate}
+        group = {"params": params, "factor": factor, "lr": rate(factor * recipe.learning_rate)}
         group["momentum"] = KERNELS_MOMENTUM if part == "kernels" else MOMENTUM
         # No weight decay for kernels, whose norm is fixed; the same for all others, whatever their learning rate.
         group["weight_decay"] = 0.0 if part == "kernels" else recipe.weight_decay / factor
@@ -99,7 +104,10 @@ def is_state_of(optimizer, weight, state):
 def set_learning_rate(optimizer, learning_rate):
     """Set the learning rate of the next steps, multiplied by the factor of each parameter group."""
     for group in optimizer.param_groups:
-        group["lr"] = group["factor"] * learning_rate
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(group["factor"] * learning_rate)
+        else:
+            group["lr"] = group["factor"] * learning_rate
 
 
 def learning_rate_at(step, total_steps, recipe: Recipe):
