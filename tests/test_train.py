@@ -152,14 +152,6 @@ def test_label_smoothing_changes_the_target_and_not_the_logits():
     assert torch.equal(returned, before)
 
 
-def test_target_loss_ends_the_run(call, tmp_path):
-    _, out, _ = quick(call, "--target-loss", "0.5", "--out-dir", ".", epochs=50)
-    history = history_without_seconds(tmp_path / "cnn1")
-    losses = [float(row["validation_loss"]) for row in history]
-    assert losses[-1] <= 0.5 < min(losses[:-1]) and len(losses) < 50
-    assert (tmp_path / "cnn1/metrics.json").exists()
-
-
 def test_training_loads_no_test_images(call, monkeypatch):
     asked, load_splits = [], data.load_splits
 
