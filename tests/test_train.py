@@ -29,14 +29,6 @@ from conftest import (
 )
 
 
-def output_until(process, text):
-    """Read a process's output up to a line that contains `text`."""
-    for line in process.stdout:
-        if text in line:
-            return line
-    raise AssertionError(f"{text!r} was never printed: {process.stderr.read()}")
-
-
 @pytest.mark.parametrize(("model", "accuracy"), [("cnn2", 0.95), ("dense", 0.9), ("cnn1", 0.9), ("vgg", 0.8)])
 def test_one_command_trains_evaluates_and_draws(finished_run, model, accuracy):
     folder, output = finished_run(model)
@@ -53,23 +45,29 @@ def test_without_a_terminal_each_epoch_prints_a_plain_line(finished_run):
     assert all(character == "\n" or character.isprintable() for character in output)
 
 
+@pytest.fixture
+def no_evaluation(monkeypatch):
+    """Leave out the evaluation after training, which takes most of the time of a short run."""
+    monkeypatch.setattr(evaluate, "evaluate_checkpoint", lambda *arguments: None)
+
+
 RECIPES = {
-    "plain": ["--model", "cnn2"],
-    "improved": ["--model", "cnn2", "--augment", "--label-smoothing", "0.1", "--schedule", "linear"],
-    "vgg": ["--model", "vgg", "--augment", "--schedule", "linear"],  # dropout and batch normalisation
+    "vgg": ["--model", "vgg", "--augment", "--label-smoothing", "0.1", "--schedule", "linear"],  # it has dropout
     "vgg_fast": ["--model", "vgg_fast", "--augment", "--optimizer", "muon", "--learning-rate", "0.1"],
-    "skip_easy": ["--model", "cnn1", "--skip-easy", "0.6"],
+    "skip_easy": ["--model", "cnn1", "--skip-easy", "0.6", "--corrupt", "noise=0.5"],
 }
 
 
 @pytest.mark.parametrize("options", RECIPES.values(), ids=RECIPES.keys())
-def test_resumed_run_equals_an_uninterrupted_one(call, tmp_path, monkeypatch, few_digits, options):
+def test_resumed_run_equals_an_uninterrupted_one(call, tmp_path, monkeypatch, no_evaluation, options):
     """Interrupted in the middle of the second epoch. test_kill.py kills runs at any moment."""
     monkeypatch.setattr(data, "WARM_UP", 1)
-    options = [*options, *DIGITS, "--batch-size", 64, "--epochs", 2, "--out-dir", "out"]
+    splits = {name: data.Split(*(part[:64] for part in split)) for name, split in data.split_digits(0).items()}
+    monkeypatch.setattr(data, "split_digits", lambda split_seed: splits)
+    options = [*options, *DIGITS, "--batch-size", 16, "--epochs", 2, "--out-dir", "out"]
     assert call(train.main, *options, "--run-name", "whole")[0] == 0
     with monkeypatch.context() as moment:
-        interrupt_call(moment, train, "train_step", number=8)
+        interrupt_call(moment, train, "train_step", number=6)
         assert call(train.main, *options, "--run-name", "stopped")[0] == 130
     assert runs.load_checkpoint("out/stopped/last.pt").epoch == 1
     code, out, err = call(train.main, *options, "--run-name", "stopped", "--resume")
@@ -77,10 +75,9 @@ def test_resumed_run_equals_an_uninterrupted_one(call, tmp_path, monkeypatch, fe
     assert_same_weights(tmp_path / "out/whole/last.pt", tmp_path / "out/stopped/last.pt")
     assert_same_weights(tmp_path / "out/whole/best.pt", tmp_path / "out/stopped/best.pt")
     assert history_without_seconds(tmp_path / "out/whole") == history_without_seconds(tmp_path / "out/stopped")
-    assert (tmp_path / "out/stopped/confusion_matrix_test.png").exists()
 
 
-def test_same_command_is_bit_identical_and_another_seed_is_not(call, tmp_path, few_digits):
+def test_same_command_is_bit_identical_and_another_seed_is_not(call, tmp_path, few_digits, no_evaluation):
     for name, seed in (("first", 3), ("second", 3), ("other", 4)):
         quick(call, "--seed", seed, "--out-dir", ".", "--run-name", name, model="vgg", epochs=1)
     assert history_without_seconds(tmp_path / "first") == history_without_seconds(tmp_path / "second")
@@ -88,7 +85,7 @@ def test_same_command_is_bit_identical_and_another_seed_is_not(call, tmp_path, f
     assert history_without_seconds(tmp_path / "first") != history_without_seconds(tmp_path / "other")
 
 
-def test_each_setting_of_the_recipe_has_an_effect(call, tmp_path, few_digits, monkeypatch):
+def test_each_setting_of_the_recipe_has_an_effect(call, tmp_path, few_digits, no_evaluation, monkeypatch):
     monkeypatch.setattr(data, "WARM_UP", 1)
     changes = {
         "default": [],
@@ -109,7 +106,7 @@ def test_each_setting_of_the_recipe_has_an_effect(call, tmp_path, few_digits, mo
     assert len(set(losses.values())) == len(changes), losses
 
 
-def test_loss_is_averaged_over_samples_and_computed_from_logits(call, tmp_path):
+def test_loss_is_averaged_over_samples_and_computed_from_logits(call, tmp_path, few_digits, no_evaluation):
     """With a learning rate so small that no weight changes, the training loss is that of the initial network."""
     options = ["--learning-rate", "1e-12", "--precision", "fp32", "--skip-easy", "0.6"]
     quick(call, *options, "--out-dir", ".", epochs=1)
@@ -127,7 +124,7 @@ def test_loss_is_averaged_over_samples_and_computed_from_logits(call, tmp_path):
     torch.testing.assert_close(saved, losses / 2, rtol=1e-4, atol=1e-4)  # the mean of the losses and the initial 0
 
 
-def test_each_epoch_and_seed_has_its_own_order(call, monkeypatch, few_digits):
+def test_each_epoch_and_seed_has_its_own_order(call, monkeypatch, few_digits, no_evaluation):
     def watch(split, order, size, seed, epoch, augment, corrupt):
         asked.append((seed, epoch, augment))
         assert torch.equal(order.cpu(), data.epoch_order(torch.zeros(len(order)), 0, seed, epoch))
@@ -135,9 +132,8 @@ def test_each_epoch_and_seed_has_its_own_order(call, monkeypatch, few_digits):
 
     asked, batches = [], data.batches
     monkeypatch.setattr(data, "batches", watch)
-    for seed in (3, 4):
-        quick(call, "--augment", "--seed", seed, "--out-dir", ".", "--run-name", seed)
-    assert asked == [(3, 1, True), (3, 2, True), (4, 1, True), (4, 2, True)]
+    quick(call, "--augment", "--seed", 3)
+    assert asked == [(3, 1, True), (3, 2, True)]
 
 
 def test_label_smoothing_changes_the_target_and_not_the_logits():
@@ -152,7 +148,7 @@ def test_label_smoothing_changes_the_target_and_not_the_logits():
     assert torch.equal(returned, before)
 
 
-def test_training_loads_no_test_images(call, monkeypatch):
+def test_training_loads_no_test_images(call, monkeypatch, no_evaluation):
     asked, load_splits = [], data.load_splits
 
     def load(dataset, data_dir, names=runs.SPLITS, **options):
@@ -160,32 +156,25 @@ def test_training_loads_no_test_images(call, monkeypatch):
         return load_splits(dataset, data_dir, names, **options)
 
     monkeypatch.setattr(data, "load_splits", load)
-    monkeypatch.setattr(evaluate, "evaluate_checkpoint", lambda *arguments: None)
     quick(call, epochs=1)
     assert asked == ["train", "validation"]
 
 
 @pytest.mark.pictures
 @pytest.mark.filterwarnings("error")
-def test_any_printable_run_name_works_in_a_title(call, tmp_path, few_digits):
-    name = "lr$1e-3_$2 $\\frac{ 猫"
-    quick(call, "--out-dir", ".", "--run-name", name, epochs=1)
-    assert (tmp_path / name / "loss_plot.png").exists()
-
-
-@pytest.mark.pictures
 @pytest.mark.parametrize(
     "options", [["--model", "dense"], ["--model", "vgg_fast", "--augment", "--skip-easy", "0.6", "--batch-size", "64"]]
 )
-def test_pictures_of_networks_without_and_with_many_convolutions(call, tmp_path, few_digits, options):
-    code, out, err = call(train.main, *options, *DIGITS, "--epochs", 1, "--out-dir", ".", "--run-name", "run")
+def test_networks_without_and_with_many_convolutions_are_drawn_with_any_run_name(call, tmp_path, few_digits, options):
+    name = "lr$1e-3_$2 $\\frac{ 猫"
+    code, out, err = call(train.main, *options, *DIGITS, "--epochs", 1, "--out-dir", ".", "--run-name", name)
     assert code == 0, err
     missing = set() if "vgg_fast" in options else {"filters.png", "inside.png"}
-    assert {path.name for path in (tmp_path / "run").glob("*.png")} == {*runs.pictures_of_a_run()} - missing
+    assert {path.name for path in (tmp_path / name).glob("*.png")} == {*runs.pictures_of_a_run()} - missing
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])  # one of them isn't what auto chooses
-def test_resumed_run_keeps_its_precision(call, tmp_path, few_digits, precision):
+def test_resumed_run_keeps_its_precision(call, tmp_path, few_digits, no_evaluation, precision):
     quick(call, "--out-dir", ".", "--precision", precision, "--run-name", "whole", epochs=2)
     quick(call, "--out-dir", ".", "--precision", precision, epochs=1)
     quick(call, "--out-dir", ".", "--resume", epochs=2)
@@ -214,21 +203,15 @@ def test_non_finite_validation_loss_keeps_the_previous_epoch(call, tmp_path, mon
     assert runs.load_checkpoint(tmp_path / "cnn1/last.pt").epoch == 1
 
 
-@pytest.mark.parametrize(
-    ("which", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
-)
-def test_signals_stop_a_run_at_once_and_say_how_to_resume(call, tmp_path, which, code):
+def test_ctrl_c_stops_a_run_at_once_and_says_how_to_resume(tmp_path):
     options = ["--model", "cnn1", *DIGITS, "--epochs", 100_000, "--run-name", "long"]
     with start("train.py", *options, folder=tmp_path) as process:
-        output_until(process, "epoch      2/100000")
-        process.send_signal(which)
+        next(line for line in process.stdout if "epoch      1/100000" in line)
+        process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=120)
-    assert process.returncode == code and "Traceback" not in err
-    words = err.splitlines()[-1].split()
-    assert words[0] == "python" and words[-1] == "--resume"
-    trained = runs.load_checkpoint(tmp_path / "outs/digits/long/last.pt").epoch
-    code, out, err = call(train.main, *words[2:], "--epochs", trained + 1)
-    assert code == 0 and f"epoch {trained + 1}/{trained + 1}" in out
+    assert process.returncode == 130 and "Traceback" not in err
+    assert err.splitlines()[-1].startswith("  python ") and err.splitlines()[-1].endswith(" --resume")
+    assert runs.load_checkpoint(tmp_path / "outs/digits/long/last.pt").epoch < 1000
 
 
 def test_sigterm_is_an_interrupt_with_its_own_exit_code(call, tmp_path, monkeypatch):
@@ -274,7 +257,7 @@ def test_usage_error_prints_one_line_and_changes_nothing(call, tmp_path, argumen
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} <= {"file", ".lock"}
 
 
-def test_terminal_shows_a_progress_bar(call, tmp_path, monkeypatch, capsys):
+def test_terminal_shows_a_progress_bar(tmp_path, monkeypatch, few_digits, no_evaluation):
     class Terminal(io.StringIO):
         def isatty(self):
             return True
@@ -286,7 +269,7 @@ def test_terminal_shows_a_progress_bar(call, tmp_path, monkeypatch, capsys):
     assert "epoch 1" in terminal.getvalue() and "\r" in terminal.getvalue()
 
 
-def test_compiled_training_saves_plain_weight_names(monkeypatch, call, tmp_path):
+def test_compiled_training_saves_plain_weight_names(call, tmp_path, monkeypatch, few_digits, no_evaluation):
     compiled, compile = [], torch.compile
     # Dynamo only, since not every machine has a C++ compiler.
     monkeypatch.setattr(torch, "compile", lambda target: compiled.append(target) or compile(target, backend="eager"))
@@ -311,7 +294,7 @@ def test_bf16_is_chosen_only_where_it_is_native(monkeypatch):
         ("a save", "runs.os.fsync", 4),
         ("a rename", "runs.os.replace", 5),
         ("the final evaluation", "evaluate.split_metrics", 2),
-        pytest.param("the last picture", "plots.draw_metric_table", 3, marks=pytest.mark.pictures),
+        ("the pictures", "plots.draw_run", 1),
     ],
 )
 def test_run_interrupted_at_any_point_can_be_resumed(call, two_epochs, tmp_path, monkeypatch, place, name, calls):
