@@ -14,11 +14,29 @@ import data
 import evaluate
 import models
 import runs
-from conftest import ROOT
+from conftest import ROOT, interrupted
 
 
-def test_random_predictions_are_saved_and_drawn(finished_run):
-    folder, _ = finished_run("cnn2")
+@pytest.fixture
+def folder(finished_run):
+    """The run folder of cnn2, after the README's command. Not to be changed."""
+    return finished_run("cnn2")[0]
+
+
+@pytest.fixture
+def place(finished_run, tmp_path):
+    """place(folder, ...): create these folders, each with nothing but the best.pt of `dense`; returns its paths."""
+
+    def copy(*folders):
+        for folder in folders:
+            (tmp_path / folder).mkdir(parents=True)
+            shutil.copy(finished_run("dense")[0] / "best.pt", tmp_path / folder)
+        return [f"{folder}/best.pt" for folder in folders]
+
+    return copy
+
+
+def test_random_predictions_are_saved_and_drawn(folder):
     shown, saved = np.load(folder / "random_predictions.npz"), np.load(folder / "predictions_test.npz")
     index = shown["index"]
     assert len(set(index)) == 25 and np.array_equal(shown["labels"], saved["labels"][index])
@@ -28,8 +46,7 @@ def test_random_predictions_are_saved_and_drawn(finished_run):
     assert (folder / "random_predictions.png").exists()
 
 
-def test_mistakes_are_the_most_confident_wrong_predictions(finished_run):
-    folder, _ = finished_run("cnn2")
+def test_mistakes_are_the_most_confident_wrong_predictions(folder):
     mistakes, saved = np.load(folder / "mistakes.npz"), np.load(folder / "predictions_test.npz")
     probabilities, labels, index = saved["probabilities"], saved["labels"], mistakes["index"]
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
@@ -43,8 +60,7 @@ def test_mistakes_are_the_most_confident_wrong_predictions(finished_run):
     assert (folder / "mistakes.png").exists()
 
 
-def test_inside_shows_the_first_right_and_wrong_predictions(finished_run):
-    folder, _ = finished_run("cnn2")
+def test_inside_shows_the_first_right_and_wrong_predictions(folder):
     inside, saved = np.load(folder / "inside.npz"), np.load(folder / "predictions_test.npz")
     index, labels = inside["index"], saved["labels"]
     right = saved["probabilities"].argmax(axis=1) == labels
@@ -61,19 +77,16 @@ def test_inside_shows_the_first_right_and_wrong_predictions(finished_run):
     assert (folder / "inside.png").exists()
 
 
-def test_filters_are_the_kernels_of_the_first_convolution(finished_run):
-    folder, _ = finished_run("cnn2")
+def test_filters_are_the_kernels_of_the_first_convolution(folder):
     weights = runs.load_checkpoint(folder / "best.pt").weights["layers.0.weight"]
     saved = np.load(folder / "filters.npz")
     assert np.array_equal(saved["weights"], weights)
     torch.manual_seed(0)
     assert np.array_equal(saved["start"], models.build("cnn2").layers[0].weight.detach()), "the seed's initial weights"
     assert (folder / "filters.png").exists()
-    assert not list(finished_run("dense")[0].glob("filters.*")), "it has no convolution"
 
 
-def test_metrics_record_how_the_run_was_made(finished_run):
-    folder, _ = finished_run("cnn2")
+def test_metrics_record_how_the_run_was_made(folder):
     metrics = json.loads((folder / "metrics.json").read_text())
     history = runs.read_rows(folder / "history.csv")
     best = max(history, key=lambda row: (float(row["validation_accuracy"]), -float(row["validation_loss"])))
@@ -86,29 +99,26 @@ def test_metrics_record_how_the_run_was_made(finished_run):
     for split, samples in (("train", 1347), ("validation", 150), ("test", 300)):
         assert metrics[split]["samples"] == samples
     assert metrics["train"]["accuracy"] > 0.95
+    # Further decimals than six would differ from one processor to the next.
+    numbers = re.findall(r"\d+\.\d+", json.dumps([metrics[split] for split in runs.SPLITS]))
+    assert len(numbers) > 100 and max(map(len, numbers)) == len("0.123456")
+    with np.load(folder / "predictions_test.npz") as saved:
+        assert np.array_equal(saved["probabilities"], saved["probabilities"].round(6))
 
 
 @pytest.mark.pictures
-def test_evaluating_again_writes_identical_files(finished_run, call, tmp_path):
+def test_best_alone_gives_the_same_tables_and_files_as_training(finished_run, call, tmp_path):
     finished, output = finished_run("cnn2")
-    folder = shutil.copytree(finished, tmp_path / "cnn2")
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    code, out, err = call(evaluate.main, folder / "best.pt", "--data-dir", "nowhere")
+    (tmp_path / "cnn2").mkdir()
+    shutil.copy(finished / "best.pt", tmp_path / "cnn2")
+    code, out, err = call(evaluate.main, "cnn2", "--data-dir", "nowhere")
     assert code == 0 and err == ""
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    of_training = {"last.pt", "history.csv", "loss_plot.png"}
+    expected = {path.name: path.read_bytes() for path in finished.iterdir() if path.name not in of_training}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "cnn2").iterdir()} == expected
     tables = out[out.index("\ntrain\n") : out.index("Tables and pictures")]
     assert tables in output, "those that training printed at its end"
     assert "F1" in tables and "macro average" in tables and "95% interval" in tables
-
-
-@pytest.mark.pictures
-def test_a_copy_of_best_alone_gives_the_same_metrics(finished_run, call, tmp_path):
-    folder, _ = finished_run("cnn2")
-    shutil.copy(folder / "best.pt", tmp_path)
-    assert call(evaluate.main, "best.pt")[0] == 0
-    assert (tmp_path / "metrics.json").read_bytes() == (folder / "metrics.json").read_bytes()
-    pictures = {path.name for path in tmp_path.glob("*.png")}
-    assert pictures == {*runs.pictures_of_a_run()} - {"loss_plot.png"}, "there is no history"
 
 
 def test_validation_loss_during_training_matches_that_of_evaluation(finished_run):
@@ -117,8 +127,8 @@ def test_validation_loss_during_training_matches_that_of_evaluation(finished_run
     assert runs.read_metrics(folder)["validation"]["loss"] == pytest.approx(float(row["validation_loss"]), abs=1e-5)
 
 
-def test_evaluating_last_keeps_the_results_of_best(finished_run, call, tmp_path):
-    shutil.copytree(finished_run("cnn2")[0], tmp_path / "run")
+def test_evaluating_last_keeps_the_results_of_best(folder, call, tmp_path):
+    shutil.copytree(folder, tmp_path / "run")
     before = (tmp_path / "run" / "metrics.json").read_bytes()
     assert call(evaluate.main, "run/last.pt")[0] == 0
     assert (tmp_path / "run" / "metrics.json").read_bytes() == before
@@ -138,7 +148,7 @@ def test_several_checkpoints_are_compared(finished_run, call, tmp_path):
         assert float(rows[model]["test_f1"]) == metrics["test"]["macro"]["f1"]
         assert int(rows[model]["parameters"]) == metrics["parameters"]
         line = next(line for line in (folder / "comparison.md").read_text().splitlines() if f"| {model} |" in line)
-        assert f"{metrics['test']['accuracy']:.2%}" in line
+        assert f" {metrics['test']['accuracy']:.2%} " in line and f" {metrics['parameters']:,} " in line
         assert int(rows[model]["multiply_adds"]) == models.multiply_adds(models.build(model))
     assert all((folder / f"{name}.png").exists() for name in ("comparison", "calibrations", "recall"))
     first, second = list(rows)
@@ -156,16 +166,16 @@ def test_several_checkpoints_are_compared(finished_run, call, tmp_path):
     assert [low, middle, high] == pytest.approx(differences.mean() + np.array([-margin, 0, margin]), rel=1e-3)
 
 
-def test_runs_with_the_same_name_are_told_apart(finished_run, call, tmp_path):
-    for folder, model in (("a", "dense"), ("b", "cnn2")):
-        shutil.copytree(finished_run(model)[0], tmp_path / folder / "run")
-    code, out, err = call(evaluate.main, "a/run/best.pt", "b/run/best.pt", "a/run/best.pt")
+def test_runs_with_the_same_name_are_told_apart(place, call, tmp_path):
+    first, second = place("a/run", "b/run")
+    code, out, err = call(evaluate.main, first, second, first)
     assert code == 0 and err == ""
-    rows = runs.read_rows(tmp_path / "a" / "comparison.csv")
-    assert {row["model"] for row in rows} == {"a/run", "b/run"} and len(rows) == 2
+    assert sorted(row["model"] for row in runs.read_rows(tmp_path / "a" / "comparison.csv")) == ["a/run", "b/run"]
 
 
-def test_robustness_is_measured_from_the_checkpoints(finished_run, call, tmp_path):
+def test_robustness_is_measured_from_the_checkpoints(finished_run, call, tmp_path, monkeypatch):
+    noisy = Mock(wraps=corruptions.noisy)
+    monkeypatch.setattr(corruptions, "noisy", noisy)
     for model in ("dense", "cnn2"):
         (tmp_path / model).mkdir()
         shutil.copy(finished_run(model)[0] / "best.pt", tmp_path / model)
@@ -175,6 +185,7 @@ def test_robustness_is_measured_from_the_checkpoints(finished_run, call, tmp_pat
     for row in runs.read_rows(tmp_path / "robustness.csv"):
         accuracy[row["model"], row["transformation"], float(row["amount"])] = float(row["test_accuracy"])
     assert len(accuracy) == 2 * (5 + 6 + 6 + 3 * 4) and (tmp_path / "robustness.png").exists()
+    assert noisy.call_count == len(corruptions.CORRUPTIONS["noise"].amounts), "once for all networks"
     images, labels = data.load_splits("digits", "", ["test"])["test"]
     for model in ("dense", "cnn2"):
         metrics = json.loads((finished_run(model)[0] / "metrics.json").read_text())
@@ -191,97 +202,68 @@ def test_robustness_is_measured_from_the_checkpoints(finished_run, call, tmp_pat
         assert f"{accuracy[model, 'rotation', 90]:.1%}" in out
 
 
-def test_results_of_several_runs_are_not_replaced_by_those_of_fewer(finished_run, call, tmp_path):
-    for model in ("dense", "cnn1", "cnn2"):
-        shutil.copytree(finished_run(model)[0], tmp_path / model)
-    for options, names, everything in (
-        (
-            [],
-            ("comparison.csv", "comparison.md", "comparison.png", "calibrations.csv", "recall.csv", "recall.png"),
-            ["dense", "cnn2", "cnn1"],
-        ),
-        (["--robustness"], ("robustness.csv", "robustness.png", "robustness_examples.png"), ["dense", "cnn1"]),
-    ):
-        some = everything[:-1]
-        assert call(evaluate.main, *(f"{model}/best.pt" for model in everything), *options)[0] == 0
-        before = [(tmp_path / name).read_bytes() for name in names]
-        code, out, err = call(evaluate.main, *(f"{model}/best.pt" for model in some), *options)
-        assert code == 0 and f"{names[0]} also covers cnn1" in out and "--out-dir" in out
-        assert [(tmp_path / name).read_bytes() for name in names] == before
-        code, out, err = call(evaluate.main, *(f"{model}/best.pt" for model in some), *options, "--out-dir", "some")
-        rows = runs.read_rows(tmp_path / "some" / names[0])
-        assert code == 0 and {row["model"] for row in rows} == set(some)
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ([], ("comparison.csv", "comparison.md", "comparison.png", "calibrations.csv", "recall.csv", "recall.png")),
+        (["--robustness"], ("robustness.csv", "robustness.png", "robustness_examples.png")),
+    ],
+)
+def test_results_of_several_runs_are_not_replaced_by_those_of_fewer(place, call, tmp_path, monkeypatch, options, names):
+    def models_in(path):
+        return {row["model"] for row in runs.read_rows(path)}
+
+    monkeypatch.setattr(corruptions, "CORRUPTIONS", {"shift": corruptions.CORRUPTIONS["shift"]})
+    first, second, third = place("first", "second", "third")
+    assert call(evaluate.main, first, second, third, *options)[0] == 0
+    before = [(tmp_path / name).read_bytes() for name in names]
+    code, out, err = call(evaluate.main, first, second, *options)
+    assert code == 0 and f"Not written: {tmp_path / names[0]} also covers third" in out and "--out-dir" in out
+    assert [(tmp_path / name).read_bytes() for name in names] == before
+    assert call(evaluate.main, first, second, *options, "--out-dir", "some")[0] == 0
+    assert models_in(tmp_path / "some" / names[0]) == {"first", "second"}
+    (tmp_path / "third").rename(tmp_path / "renamed")  # a run that is gone doesn't count
+    assert "Not written" not in call(evaluate.main, first, second, "renamed/best.pt", *options)[1]
+    assert models_in(tmp_path / names[0]) == {"first", "second", "renamed"}
 
 
-def test_an_unusable_out_dir_is_rejected_before_any_work(finished_run, call, tmp_path):
-    for model in ("dense", "cnn2"):
-        (tmp_path / model).mkdir()
-        shutil.copy(finished_run(model)[0] / "best.pt", tmp_path / model)
+def test_unusable_folders_are_rejected_before_any_work(place, call, tmp_path):
+    first, second = place("first", "second")
     (tmp_path / "file").touch()
-    for options in (["dense/best.pt", "cnn2/best.pt"], ["dense/best.pt", "--robustness"]):
-        code, out, err = call(evaluate.main, *options, "--out-dir", "file/folder")
-        assert code == 2 and "file/folder can't be written" in err and len(err.splitlines()) == 1 and not out
-    code, out, err = call(evaluate.main, "dense/best.pt", "--out-dir", "elsewhere")
-    assert code == 2 and "--out-dir" in err and not (tmp_path / "elsewhere").exists()
-    assert not (tmp_path / "dense/metrics.json").exists()
+    shutil.copy(first, "kept.pt")
+    (tmp_path / "kept_results").touch()
+    for options, reason in (
+        ([first, second, "--out-dir", "file/folder"], "file/folder can't be written"),
+        ([first, "--robustness", "--out-dir", "file/folder"], "file/folder can't be written"),
+        (["kept.pt"], "kept_results"),
+        ([first, "--out-dir", "elsewhere"], "--out-dir"),
+    ):
+        code, out, err = call(evaluate.main, *options)
+        assert code == 2 and reason in err and len(err.splitlines()) == 1 and not out
+    assert not (tmp_path / "elsewhere").exists() and not (tmp_path / "first/metrics.json").exists()
 
 
-def test_interrupted_measurement_keeps_the_old_results(finished_run, call, tmp_path, monkeypatch):
-    shutil.copy(finished_run("cnn2")[0] / "best.pt", tmp_path)
-    assert call(evaluate.main, "--robustness", "best.pt", "--out-dir", ".")[0] == 0
-    before = (tmp_path / "robustness.csv").read_bytes()
-
-    def interrupted(*arguments):
-        raise KeyboardInterrupt
-
+def test_interrupted_measurement_keeps_the_old_results(place, call, tmp_path, monkeypatch):
+    (path,) = place("run")
+    (tmp_path / "robustness.csv").write_text("old")
     monkeypatch.setattr(corruptions, "rotated", interrupted)
-    assert call(evaluate.main, "--robustness", "best.pt", "--out-dir", ".")[0] == 130
-    assert (tmp_path / "robustness.csv").read_bytes() == before
+    assert call(evaluate.main, "--robustness", path)[0] == 130
+    assert (tmp_path / "robustness.csv").read_text() == "old"
 
 
-def test_several_networks_share_the_data(finished_run, call, tmp_path, monkeypatch):
-    """The data set is read, and images are corrupted, once for all networks."""
-    for model in ("dense", "cnn2"):
-        (tmp_path / model).mkdir()
-        shutil.copy(finished_run(model)[0] / "best.pt", tmp_path / model)
-    load_splits, noisy = Mock(wraps=data.load_splits), Mock(wraps=corruptions.noisy)
-    monkeypatch.setattr(data, "load_splits", load_splits)
-    monkeypatch.setattr(corruptions, "noisy", noisy)
-    assert call(evaluate.main, "dense/best.pt", "cnn2/best.pt")[0] == 0
-    assert load_splits.call_count == 1
-    assert call(evaluate.main, "dense/best.pt", "cnn2/best.pt", "--robustness")[0] == 0
-    assert load_splits.call_count == 2 and noisy.call_count == len(corruptions.CORRUPTIONS["noise"].amounts)
+def test_a_folder_in_use_is_rejected_before_another_is_evaluated(place, call, tmp_path):
+    paths = place("first", "second")
+    with runs.claim_folder(tmp_path / "second"):
+        code, out, err = call(evaluate.main, *paths)
+    assert code == 2 and out == "" and f"another process is writing to {tmp_path / 'second'}" in err
 
 
-def test_a_folder_in_use_is_rejected_before_another_is_evaluated(finished_run, call, tmp_path):
-    folders = [finished_run(model)[0] for model in ("cnn1", "dense")]
-    with runs.claim_folder(folders[1]):
-        code, out, err = call(evaluate.main, *(folder / "best.pt" for folder in folders), "--out-dir", tmp_path)
-    assert code == 2 and out == "" and f"another process is writing to {folders[1]}" in err
-
-
-def test_two_checkpoints_never_share_a_results_folder(finished_run, call, tmp_path):
+def test_two_checkpoints_never_share_a_results_folder(folder, call, tmp_path):
     for name in ("m.pt", "m.ckpt"):
-        shutil.copy(finished_run("cnn2")[0] / "best.pt", tmp_path / name)
+        shutil.copy(folder / "best.pt", tmp_path / name)
     code, out, err = call(evaluate.main, "m.pt", "m.ckpt")
     assert code == 2 and "same folder" in err and len(err.splitlines()) == 1
     assert not (tmp_path / "m_results").exists()
-
-
-def test_numbers_are_written_with_six_decimals(finished_run):
-    """Further decimals would differ from one processor to the next."""
-    folder, _ = finished_run("cnn2")
-    metrics = json.loads((folder / "metrics.json").read_text())
-    numbers = re.findall(r"\d+\.\d+", json.dumps([metrics[split] for split in runs.SPLITS]))
-    assert len(numbers) > 100 and max(map(len, numbers)) == len("0.123456")
-    with np.load(folder / "predictions_test.npz") as saved:
-        assert np.array_equal(saved["probabilities"], saved["probabilities"].round(6))
-
-
-def test_cells_of_the_comparison_are_formatted_by_column():
-    assert evaluate.format_cell("seconds_per_epoch", 0.25) == "0.2"
-    assert evaluate.format_cell("test_accuracy", 1.0) == "100.00%"
-    assert evaluate.format_cell("parameters", 545098) == "545,098"
 
 
 @pytest.mark.parametrize(
@@ -290,7 +272,6 @@ def test_cells_of_the_comparison_are_formatted_by_column():
         (["missing.pt"], "missing.pt: No such file or directory"),
         (["text.pt"], "not a checkpoint"),
         (["."], "best.pt: No such file"),
-        ([], "no checkpoint given"),
         (["--device", "cuda:99"], "--device cuda:99"),
         (["--device", "abacus"], "--device abacus"),
         (["--surprise"], "--surprise"),
@@ -305,61 +286,34 @@ def test_a_user_error_is_reported_in_one_line(call, tmp_path, arguments, reason)
     assert reason in err and len(err.splitlines()) == 1 and "Traceback" not in err
 
 
-def test_checkpoint_of_an_unknown_data_set_is_rejected(finished_run, call, tmp_path):
-    foreign = dataclasses.replace(runs.load_checkpoint(finished_run("cnn2")[0] / "best.pt"), dataset="mnist")
-    runs.save_checkpoint(tmp_path / "best.pt", foreign)
-    code, out, err = call(evaluate.main, "best.pt")
-    assert code == 2 and "'mnist'" in err and len(err.splitlines()) == 1
-    assert not (tmp_path / "data").exists()
+def test_checkpoints_of_unknown_or_different_data_sets_are_rejected(folder, call, tmp_path):
+    for dataset, others, reason in (("mnist", [], "'mnist'"), ("cifar10", [folder], "different data sets")):
+        foreign = dataclasses.replace(runs.load_checkpoint(folder / "best.pt"), dataset=dataset)
+        runs.save_checkpoint(tmp_path / "best.pt", foreign)
+        code, out, err = call(evaluate.main, "best.pt", *others)
+        assert code == 2 and out == "" and reason in err and len(err.splitlines()) == 1
+        assert not (tmp_path / "data").exists()
 
 
-def test_an_unwritable_folder_is_rejected_before_anything_is_computed(finished_run, call, tmp_path):
-    shutil.copy(finished_run("cnn2")[0] / "best.pt", tmp_path / "kept.pt")
-    (tmp_path / "kept_results").write_text("a file")
-    code, out, err = call(evaluate.main, "kept.pt")
-    assert code == 2 and out == "" and "kept_results" in err and len(err.splitlines()) == 1
+def test_leftovers_of_a_killed_evaluation_are_removed(place, call, tmp_path):
+    (path,) = place("run")
+    (tmp_path / "run/.metrics.json.tmp").write_text("half")
+    assert call(evaluate.main, path)[0] == 0
+    assert not list((tmp_path / "run").glob(".*.tmp"))
 
 
-def test_leftovers_of_a_killed_evaluation_are_removed(finished_run, call, tmp_path):
-    shutil.copy(finished_run("cnn2")[0] / "best.pt", tmp_path)
-    (tmp_path / ".metrics.json.tmp").write_text("half")
-    assert call(evaluate.main, "best.pt")[0] == 0
-    assert not list(tmp_path.glob(".*.tmp"))
-
-
-def test_a_run_with_an_unknown_network_is_reported_and_skipped(finished_run, call, tmp_path):
+def test_a_run_with_an_unknown_network_is_reported_and_skipped(place, call, tmp_path):
     """It may be from another branch."""
-    for model in ("dense", "cnn2", "foreign"):
-        (tmp_path / "outs/exercise_04" / model).mkdir(parents=True)
-        shutil.copy(
-            finished_run("cnn1" if model == "foreign" else model)[0] / "best.pt", tmp_path / "outs/exercise_04" / model
-        )
-    foreign = tmp_path / "outs/exercise_04/foreign/best.pt"
+    *_, foreign = place(*(f"outs/exercise_04/{name}" for name in ("first", "second", "foreign")))
     runs.save_checkpoint(foreign, dataclasses.replace(runs.load_checkpoint(foreign), model="resnet"))
     code, out, err = call(evaluate.main)
     assert code == 2 and "resnet" in err and "skipped" in err and len(err.splitlines()) == 1
-    assert {row["model"] for row in runs.read_rows(tmp_path / "outs/exercise_04/comparison.csv")} == {"dense", "cnn2"}
+    rows = runs.read_rows(tmp_path / "outs/exercise_04/comparison.csv")
+    assert {row["model"] for row in rows} == {"first", "second"}
     assert call(evaluate.main, foreign)[0] == 2, "given by name, it is an error"
-
-
-def test_a_run_that_is_gone_does_not_prevent_a_comparison(finished_run, call, tmp_path):
-    for model in ("dense", "cnn1", "cnn2"):
-        (tmp_path / model).mkdir()
-        shutil.copy(finished_run(model)[0] / "best.pt", tmp_path / model)
-    assert call(evaluate.main, "dense/best.pt", "cnn1/best.pt", "cnn2/best.pt")[0] == 0
-    (tmp_path / "cnn1").rename(tmp_path / "renamed")
-    assert "Not written" not in call(evaluate.main, "dense/best.pt", "renamed/best.pt", "cnn2/best.pt")[1]
-    assert {row["model"] for row in runs.read_rows("comparison.csv")} == {"dense", "renamed", "cnn2"}
 
 
 def test_from_another_folder_the_message_says_where_it_looked(call, tmp_path):
     code, out, err = call(evaluate.main)
-    assert code == 2 and str(tmp_path / "outs") in err and str(ROOT) in err
-
-
-def test_checkpoints_of_different_data_sets_are_not_compared(finished_run, call, tmp_path):
-    folder, _ = finished_run("cnn2")
-    foreign = dataclasses.replace(runs.load_checkpoint(folder / "best.pt"), dataset="cifar10")
-    runs.save_checkpoint(tmp_path / "best.pt", foreign)
-    code, out, err = call(evaluate.main, folder / "best.pt", "best.pt")
-    assert code == 2 and out == "" and "different data sets" in err
+    assert code == 2 and "no checkpoint given" in err and len(err.splitlines()) == 1
+    assert str(tmp_path / "outs") in err and str(ROOT) in err
