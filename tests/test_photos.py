@@ -32,25 +32,23 @@ def picture_of(tmp_path, image, name="picture.png", **options):
 
 
 def test_pictures_of_every_mode_and_size_are_read(tmp_path):
-    assert (picture_of(tmp_path, Image.new("L", (500, 300), 77)) == 77).all()
-    assert (picture_of(tmp_path, Image.new("L", (1, 1), 77)) == 77).all()
-    assert (picture_of(tmp_path, Image.new("RGBA", (64, 64), (9, 9, 9, 0))) == 255).all(), "transparent is white"
-    assert (picture_of(tmp_path, Image.new("I;16", (64, 64), 0x8080)) == 0x80).all(), "16 bits"
     palette = Image.new("P", (64, 64), 3)
     palette.putpalette([0, 0, 0] * 3 + [10, 200, 30])
-    assert picture_of(tmp_path, palette)[:, 5, 5].tolist() == [10, 200, 30]
-
-
-def test_grey_values_of_more_than_8_bits_are_scaled(tmp_path):
-    for pixels, expected in (
-        (np.full((9, 9), 0.5, np.float32), 128),
-        (np.full((9, 9), 77.0, np.float32), 77),
-        (np.full((9, 9), 0x8080, np.int32), 0x80),
+    for image, colour in (
+        (Image.new("L", (500, 300), 77), 77),
+        (Image.new("L", (1, 1), 77), 77),
+        (Image.new("RGBA", (64, 64), (9, 9, 9, 0)), 255),  # transparent is white
+        (palette, (10, 200, 30)),
+        (Image.new("I;16", (64, 64), 0x8080), 0x80),
+        (Image.new("I", (9, 9), 0x8080), 0x80),
+        (Image.new("F", (9, 9), 0.5), 128),
+        (Image.new("F", (9, 9), 77), 77),
     ):
-        assert (picture_of(tmp_path, Image.fromarray(pixels), "picture.tiff") == expected).all()
-    for pixels in (np.full((9, 9), 300.0, np.float32), np.full((9, 9), 2**30, np.int32)):
+        picture = picture_of(tmp_path, image, "picture.tiff" if image.mode in "IF" else "picture.png")
+        assert (picture == torch.tensor(colour).reshape(-1, 1, 1)).all(), image.mode
+    for image in (Image.new("F", (9, 9), 300), Image.new("I", (9, 9), 2**30)):
         with pytest.raises(photos.PictureError, match="values from"):
-            picture_of(tmp_path, Image.fromarray(pixels), "picture.tiff")
+            picture_of(tmp_path, image, "picture.tiff")
 
 
 def test_a_picture_with_too_many_pixels_is_rejected(tmp_path, monkeypatch):
@@ -80,59 +78,53 @@ def test_shrinking_a_picture_averages_pixels(tmp_path):
     assert (picture[:, 4:-4, 4:-4].int() - 127).abs().max() <= 2
 
 
-def test_pictures_are_classified_without_a_data_set(finished_run, call, tmp_path):
-    folder, _ = finished_run("dense")
-    four = load_digits(n_class=5).images[4] * 15
-    Image.fromarray(four.astype(np.uint8)).resize((800, 800)).convert("RGB").save(tmp_path / "photo.jpg")
-    Image.fromarray(four.astype(np.uint8)).save(tmp_path / "grey.png")
-    transparent = Image.new("RGBA", (40, 40), "black")
-    transparent.save(tmp_path / "alpha.png")
-    (tmp_path / "text.png").write_text("no picture")
-    code, out, err = call(
-        evaluate.main, folder / "best.pt", "--image", "photo.jpg", "text.png", "grey.png", "alpha.png", "missing.png"
-    )
-    assert code == 2, "some couldn't be read"
-    problems = err.splitlines()
-    assert len(problems) == 2 and "text.png" in problems[0] and "missing.png" in problems[1]
-    tables = out.strip().split("\n\n")
-    assert [table.splitlines()[0].split()[0] for table in tables] == ["photo.jpg", "grey.png", "alpha.png"]
-    for table in tables:
-        shares = [float(line.split()[1].rstrip("%")) for line in table.splitlines()[1:]]
-        assert len(shares) == 5 and shares == sorted(shares, reverse=True) and sum(shares) <= 100.1
-    assert tables[0].splitlines()[1].split()[0] == "4"
-    assert call(evaluate.main, folder / "best.pt", "--image", "grey.png", "grey.png")[0] == 0, "given twice"
-
-
 @pytest.fixture
 def checkpoint(finished_run):
     """best.pt of a network trained on the digits."""
     return finished_run("dense")[0] / "best.pt"
 
 
+def saved_probabilities(checkpoint):
+    """The network's probabilities for the images of the test split [N, 10]."""
+    return runs.read_arrays(checkpoint.parent / "predictions_test.npz", "probabilities")[0]
+
+
+def test_pictures_are_classified_without_a_data_set(call, checkpoint, tmp_path):
+    four = Image.fromarray((load_digits(n_class=5).images[4] * 15).astype(np.uint8))
+    four.resize((800, 800)).convert("RGB").save(tmp_path / "photo.jpg")
+    Image.new("RGBA", (40, 40), "black").save(tmp_path / "alpha.png")
+    (tmp_path / "text.png").write_text("no picture")
+    code, out, err = call(evaluate.main, checkpoint, "--image", "photo.jpg", "text.png", "alpha.png", "missing.png")
+    assert code == 2, "some couldn't be read"
+    problems = err.splitlines()
+    assert len(problems) == 2 and "text.png" in problems[0] and "missing.png" in problems[1]
+    tables = out.strip().split("\n\n")
+    assert [table.splitlines()[0].split()[0] for table in tables] == ["photo.jpg", "alpha.png"]
+    for table in tables:
+        shares = [float(line.split()[1].rstrip("%")) for line in table.splitlines()[1:]]
+        assert len(shares) == 5 and shares == sorted(shares, reverse=True) and sum(shares) <= 100.1
+    assert tables[0].splitlines()[1].split()[0] == "4"
+
+
 def save_digit(index, path, change=lambda image: image, **options):
     """Save an image of the digits' test split, after `change`, as a picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    change(Image.fromarray(test_pixels(index))).save(path, **options)
+    change(Image.fromarray(digits().images[index].permute(1, 2, 0).numpy())).save(path, **options)
     return path
 
 
-def test_pixels(index):
-    return data.load_splits("digits", "", ["test"])["test"].images[index].permute(1, 2, 0).numpy()
+def digits():
+    """The digits' test split."""
+    return data.load_splits("digits", "", ["test"])["test"]
 
 
-test_pixels.__test__ = False
-
-
-def test_labels():
-    return data.load_splits("digits", "", ["test"])["test"].labels.tolist()
-
-
-test_labels.__test__ = False
+def digit_labels():
+    return digits().labels.tolist()
 
 
 def labelled_digits(folder, indices):
     """Save images of the digits' test split as folder/LABEL/INDEX.png, and return the paths."""
-    labels = test_labels()
+    labels = digit_labels()
     return [save_digit(index, folder / str(labels[index]) / f"{index:03}.png") for index in indices]
 
 
@@ -162,8 +154,7 @@ def test_a_labelled_folder_of_the_test_images_gives_the_test_accuracy(call, chec
     assert ["all", "300", total["right"], f"{test['accuracy']:.2%}", low, "to", high] in lines
     assert ".png" not in out, "too many to be listed"
     rows = rows_of("seen/predictions.csv")
-    with np.load(checkpoint.parent / "predictions_test.npz") as saved:
-        expected = saved["probabilities"]
+    expected = saved_probabilities(checkpoint)
     assert len(rows) == 300 and [row["file"] for row in rows] == sorted(row["file"] for row in rows)
     for row in rows:
         shares = expected[int(Path(row["file"]).stem)]
@@ -202,15 +193,14 @@ CLOSE = {
 
 
 def test_a_picture_gets_the_same_prediction_in_every_form(call, checkpoint):
-    labels, indices = test_labels(), range(20)
+    labels, indices = digit_labels(), range(20)
     for index in indices:
         for form, (ending, change, options) in (EXACT | CLOSE).items():
             path = Path("photos", str(labels[index]), f"{form}-{index}.{ending}")
             save_digit(index, path, change, **options)
     code, out, err = call(evaluate.main, checkpoint, "--image", "photos", "--out-dir", "seen")
     assert code == 0 and err == ""
-    with np.load(checkpoint.parent / "predictions_test.npz") as saved:
-        expected = saved["probabilities"]
+    expected = saved_probabilities(checkpoint)
     same = {}
     for row in rows_of("seen/predictions.csv"):
         form, _, index = Path(row["file"]).stem.partition("-")
@@ -223,7 +213,7 @@ def test_a_picture_gets_the_same_prediction_in_every_form(call, checkpoint):
 
 
 def test_unknown_classes_and_unreadable_files_are_reported_and_skipped(call, checkpoint):
-    labels = test_labels()
+    labels = digit_labels()
     indices = [index for index, label in enumerate(labels) if label in (3, 7)][:8]
     assert {labels[index] for index in indices} == {3, 7}
     pictures = labelled_digits(Path("photos"), indices)
@@ -255,18 +245,10 @@ def test_a_folder_stands_for_its_pictures(call, checkpoint):
     header, *lines = out.strip().splitlines()
     assert [Path(line.split()[0]).stem for line in lines] == ["5", "1", "2", "3", "4", "6"], "each once"
     assert header.split() == ["picture", "dense", "probability"] and "right" not in out
-    with np.load(checkpoint.parent / "predictions_test.npz") as saved:
-        assert int(lines[1].split()[1]) == saved["probabilities"][1].argmax()
+    assert int(lines[1].split()[1]) == saved_probabilities(checkpoint)[1].argmax()
     Path("empty").mkdir()
     code, out, err = call(evaluate.main, checkpoint, "--image", "empty")
     assert code == 2 and out == "" and "empty contains no pictures" in err and len(err.splitlines()) == 1
-
-
-def test_few_labelled_pictures_get_details_and_a_summary(call, checkpoint):
-    path, *_ = labelled_digits(Path("photos"), range(3))
-    code, out, err = call(evaluate.main, checkpoint, "--image", "photos")
-    assert code == 0 and err == "" and f"{path} (dense), label: {path.parent.name}\n" in out
-    assert out.count("label: ") == 3 and "all" in out and "95% interval" in out
 
 
 @pytest.mark.parametrize("name", ["photo.jpg", "photo.heic"])
@@ -350,14 +332,11 @@ def test_predictions_are_written_for_every_network(call, checkpoint):
 
 @pytest.mark.pictures
 def test_wrong_predictions_are_framed_on_the_sheet(call, checkpoint):
-    with np.load(checkpoint.parent / "predictions_test.npz") as saved:
-        right = np.flatnonzero(saved["probabilities"].argmax(axis=1) == saved["labels"])[:120]
-    paths = labelled_digits(Path("photos"), right)
+    right = saved_probabilities(checkpoint).argmax(axis=1) == digits().labels.numpy()
+    paths = labelled_digits(Path("photos"), np.flatnonzero(right)[:120])
+    shutil.copy(paths[0], Path("photos", str((int(paths[0].parent.name) + 1) % 10), "000.png"))
     frames, sizes = [], []
-    for few in (True, False):
-        if not few:
-            shutil.copy(paths[0], Path("photos", str((int(paths[0].parent.name) + 1) % 10), "000.png"))
-        names = paths[:9] if few else ["photos"]
+    for names in (paths[:9], ["photos"]):
         code, out, err = call(evaluate.main, checkpoint, "--image", *names, "--out-dir", "seen")
         assert code == 0 and err == ""
         with Image.open("seen/dense_predictions.png") as file:
@@ -372,7 +351,7 @@ def test_wrong_predictions_are_framed_on_the_sheet(call, checkpoint):
 def test_an_unusable_out_dir_is_rejected_before_anything_is_read(call, checkpoint):
     labelled_digits(Path("photos"), range(3))
     Path("file").touch()
-    label = test_labels()[0]
+    label = digit_labels()[0]
     for folder, reason in (
         ("file/folder", "can't be written"),
         ("photos", "is a folder of pictures"),
@@ -411,15 +390,14 @@ def test_a_checkpoint_given_last_is_not_taken_for_a_picture(call, checkpoint):
 def test_pictures_are_read_once_for_all_networks(call, checkpoint, monkeypatch):
     read_picture = Mock(wraps=photos.read_picture)
     monkeypatch.setattr(photos, "read_picture", read_picture)
-    for name in ("one", "two"):
+    for name in ("one", "two", "broken"):
         Path("outs/exercise_04", name).mkdir(parents=True)
         shutil.copy(checkpoint, Path("outs/exercise_04", name))
+    Path("outs/exercise_04/broken/best.pt").write_text("no checkpoint")
     save_digit(0, Path("0.png"))
     code, out, err = call(evaluate.main, "--image", "0.png", "0.png")
-    assert code == 0 and out.count("0.png (one)") == out.count("0.png (two)") == 1 and read_picture.call_count == 1
-    Path("outs/exercise_04/two/best.pt").write_text("no checkpoint")
-    code, out, err = call(evaluate.main, "--image", "0.png")
-    assert code == 2 and "0.png (one)" in out and "two/best.pt" in err and len(err.splitlines()) == 1
+    assert out.count("0.png (one)") == out.count("0.png (two)") == 1 and read_picture.call_count == 1
+    assert code == 2 and "broken/best.pt" in err and len(err.splitlines()) == 1
 
 
 def test_labels_are_compared_with_each_networks_own_classes(call, checkpoint):
@@ -427,7 +405,7 @@ def test_labels_are_compared_with_each_networks_own_classes(call, checkpoint):
     other = dataclasses.replace(runs.load_checkpoint(checkpoint), classes=names)
     Path("other").mkdir()
     runs.save_checkpoint(Path("other/best.pt"), other)
-    labels = test_labels()
+    labels = digit_labels()
     first, second = labels.index(1), labels.index(2)
     for index, name in ((first, "1"), (first, "one"), (second, "2")):
         save_digit(index, Path("photos", name, "picture.png"))
@@ -443,16 +421,15 @@ def test_labels_are_compared_with_each_networks_own_classes(call, checkpoint):
     assert {row["prediction"] for row in rows_of("seen/predictions.csv")} <= {*names, "1"}
 
 
-def test_control_characters_in_file_names_are_escaped(call, checkpoint):
-    strange = Path("photos", "\x1b[2J\u202f.png")
-    save_digit(0, strange)
-    Path("photos", "\x1b[2Jbroken.png").touch()
+def test_control_characters_in_file_names_are_escaped_and_few_labelled_pictures_get_details(call, checkpoint):
+    (path,) = labelled_digits(Path("photos"), [0])
+    strange = path.rename(path.with_name("\x1b[2J\u202f.png"))
+    path.with_name("\x1b[2Jbroken.png").touch()
     if sys.platform == "linux":  # where a name may be any bytes
-        shutil.copy(strange, os.fsdecode(b"photos/\xff.png"))
+        shutil.copy(strange, os.fsdecode(bytes(path.parent) + b"/\xff.png"))
     code, out, err = call(evaluate.main, checkpoint, "--image", "photos", "--out-dir", "seen")
-    assert (
-        code == 2 and "\x1b" not in out + err and "\\x1b[2Jbroken.png" in err and "\\x1b[2J\\u202f.png (dense)" in out
-    )
+    assert code == 2 and "\x1b" not in out + err and "\\x1b[2Jbroken.png" in err
+    assert f"\\x1b[2J\\u202f.png (dense), label: {path.parent.name}\n" in out and "95% interval" in out
     assert str(strange) in [row["file"] for row in rows_of("seen/predictions.csv")], "in a file, as it is"
 
 
@@ -488,14 +465,14 @@ def test_new_photographs_are_the_tiles_that_are_not_in_cifar10(call, monkeypatch
 
 
 def test_new_photographs_are_compared_with_the_test_split(finished_run, call, tmp_path):
-    shutil.copytree(finished_run("cnn2")[0], tmp_path / "outs/exercise_04/cnn2")
+    shutil.copytree(finished_run("dense")[0], tmp_path / "outs/exercise_04/dense")
     answers = [("0", "0"), ("0", "8"), ("0", "8"), ("1", "1")] + [(str(digit), str(digit)) for digit in range(2, 10)]
-    rows = [{"model": "cnn2", "label": label, "prediction": answer} for label, answer in answers]
+    rows = [{"model": "dense", "label": label, "prediction": answer} for label, answer in answers]
     runs.write_atomically(tmp_path / "predictions.csv", runs.csv_bytes(rows))
     assert call(new_photographs.main, "--answers", ".")[0] == 0
     accuracy = {row["class"]: row for row in runs.read_rows("outs/new_photographs/accuracy.csv")}
     assert float(accuracy["all"]["accuracy"]) == pytest.approx(10 / 12, abs=1e-6) and accuracy["0"]["pictures"] == "3"
-    test = runs.read_metrics("outs/exercise_04/cnn2")["test"]
+    test = runs.read_metrics("outs/exercise_04/dense")["test"]
     assert float(accuracy["all"]["test_accuracy"]) == test["accuracy"]
     assert float(accuracy["1"]["test_accuracy"]) == test["per_class"]["1"]["recall"]
     first = runs.read_rows("outs/new_photographs/confusions.csv")[0]
