@@ -157,7 +157,7 @@ def draw_new_photographs(folder):
     rows = runs.read_rows(folder / NEW_ACCURACY, "model", "class", numbers=names)
     total = sorted((row for row in rows if row["class"] == "all"), key=lambda row: row["test_accuracy"])
     figure, panels = plots.subplots(9, 4.8, 1, 3, sharex=True, width_ratios=[1, 1, 1])
-    shown = [(None, total, "model"), *((total[index]["model"], rows, "class") for index in (len(total) // 2, -1))]
+    shown = [(None, total, "model"), *((total[index]["model"], rows, "class") for index in ((len(total) - 1) // 2, -1))]
     for axes, (model, lines, what) in zip(panels, shown):
         lines = [row for row in lines if model is None or (row["model"] == model and row["class"] != "all")]
         lines.sort(key=lambda row: row["accuracy"])

@@ -32,10 +32,12 @@ import download
 import evaluate
 import models
 import runs
+import train
 from experiments import EFFECTS, NEW_ACCURACY, NEW_CONFUSIONS, RUNS, SEEDS, TRUE_LOSS, ablation
 from experiments.common import effects, folders_of_seeds, pflop
 from experiments.seeds import COMMITTED, VARIANTS
-from metrics import METRIC_COLUMNS, metric_rows, paired_difference
+from metrics import METRIC_COLUMNS, paired_difference
+from recipe import Recipe, given_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTS, EXPERIMENTS = ROOT / "outs", ROOT / "experiments"
@@ -43,10 +45,9 @@ RESULTS = OUTS / "exercise_04"
 README = ROOT / "README.md"
 TEXTS = (README, RESULTS / "README.md", EXPERIMENTS / "README.md")
 SMALL = ("dense", "cnn1", "cnn2")
-IMPROVED, LONGER = "vgg_improved", "vgg_improved_longer"
+IMPROVED, LONGER, ROBUST = "vgg_improved", "vgg_improved_longer", "vgg_robust"
 BY_EXERCISE = (*SMALL, "vgg")
-NETWORKS = (*BY_EXERCISE, IMPROVED)  # the runs that the report compares, the simplest network first
-LAYERS = (*BY_EXERCISE, "vgg_fast")  # the networks whose layers it lists
+NETWORKS = (*BY_EXERCISE, IMPROVED, ROBUST)  # the runs that the report compares, the simplest network first
 LONGEST_README = 230  # lines
 
 # Reading the committed files.
@@ -101,9 +102,9 @@ def confusion_matrices(run):
     return np.array([runs.read_metrics(folder)["test"]["confusion_matrix"] for folder in folders_of(run)])
 
 
-def changed(kind, amount):
+def changed(kind, amount, folder=RESULTS):
     """The test accuracy of each network on images with that corruption, as a dict."""
-    rows = rows_of(RESULTS / runs.ROBUSTNESS, transformation=kind, amount=amount)
+    rows = rows_of(folder / runs.ROBUSTNESS, transformation=kind, amount=amount)
     return {row["model"]: row["test_accuracy"] for row in rows}
 
 
@@ -123,8 +124,8 @@ def contested_labels():
     return [int(row["test_index"]) for row in rows_of(EXPERIMENTS / "doubted_labels.csv") if row["judged_label"] < 3]
 
 
-def measured_speed(part, file="throughput.json"):
-    return json.loads((EXPERIMENTS / file).read_text())[part]
+def measured(file):
+    return json.loads((EXPERIMENTS / file).read_text())
 
 
 def step_times(values):
@@ -189,24 +190,18 @@ def splits_of_cnn2():
         yield f"{name} | {percent(values['accuracy'], values['balanced_accuracy'], *macro)} | {values['loss']:.4f}"
 
 
-TABLES["classes_of_cnn2"] = lambda: evaluate.markdown(metric_rows(metrics_of("cnn2")["test"]))
+@table("network | layers | parameters | multiply-adds")
+def networks():
+    for name in (*BY_EXERCISE, "vgg_fast"):
+        model = models.build(models.MODELS[name])
+        layers = ", ".join(map(short_name, model.layers))
+        yield f"`{name}` | {layers} | {models.count_parameters(model):,} | {models.multiply_adds(model):,}"
 
 
-def layers(name):
-    kinds = {"Conv2d": "convolution {0}x{0}", "Linear": "fully connected", "MaxPool2d": "max pooling {0}x{0}"}
-    kinds |= {"BatchNorm2d": "batch normalisation", "Dropout": "dropout 0.5", "Flatten": "flatten"}
-    model, values = models.build(name).eval(), torch.zeros(1, 3, 32, 32)
-    yield "layer | output | parameters"
-    yield "normalise | 3 x 32 x 32 | 0"
-    for layer in model.layers:
-        values, kind, side = layer(values), type(layer).__name__, np.ravel(getattr(layer, "kernel_size", 0))[0]
-        shape = " x ".join(map(str, values.shape[1:]))
-        yield f"{kinds.get(kind, kind).format(side)} | {shape} | {models.count_parameters(layer):,}"
-    yield "softmax | 10 | 0"
-    yield f"**sum** |  | **{models.count_parameters(model):,}**"
-
-
-TABLES |= {f"layers_{name}": lambda name=name: markdown(*layers(name)) for name in LAYERS}
+def short_name(layer):
+    kind, size = type(layer).__name__, getattr(layer, "out_channels", getattr(layer, "out_features", ""))
+    names = {"Conv2d": "conv", "MaxPool2d": "pool", "BatchNorm2d": "BN", "Flatten": "flatten", "Dropout": "dropout"}
+    return f"{names.get(kind, kind.lower() if kind == 'Linear' else kind)} {size}".rstrip()
 
 
 @table("network | train | validation | test | 95% interval | precision | recall | F1")
@@ -254,8 +249,8 @@ def seeds():
 
 
 @table(
-    "network | lowest validation loss | best epoch | training / validation accuracy of the best epoch",
-    "training / validation accuracy of the last epoch | validation loss of the last epoch",
+    "network | lowest validation loss | best epoch | its training / validation accuracy",
+    "last epoch: training / validation accuracy | its validation loss",
 )
 def fitting():
     for name in NETWORKS:
@@ -267,7 +262,7 @@ def fitting():
 
 
 @table("classes", *(f"`{name}`" for name in NETWORKS))
-def confusions(count=8):
+def confusions(count=4):
     """The pairs of classes that cnn2 confuses most: the share of their test images confused, in percent, over seeds."""
     classes, shares = list(metrics_of("cnn2")["test"]["per_class"]), {}
     for name in NETWORKS:
@@ -278,13 +273,6 @@ def confusions(count=8):
     for one, other in pairs[:count]:
         cells = (spread(shares[name][:, one, other], 1) for name in NETWORKS)
         yield " | ".join([f"{classes[one]}, {classes[other]}", *cells])
-
-
-@table("network | mean probability of the predicted class | accuracy | calibration error")
-def calibration():
-    for name in NETWORKS:
-        test = metrics_of(name)["test"]
-        yield f"`{name}` | {percent(confidence_of(name), test['accuracy'], test['expected_calibration_error'])}"
 
 
 @table("network | test split | new photographs | 95% interval | points lost")
@@ -305,25 +293,42 @@ def new_data():
         yield f"`{name}` | {percent(*shares)}"
 
 
-@table("network | 0 px | 1 px | 2 px | 4 px | 8 px | 10° | 20° | 30° | 90°")
-def robustness():
-    return on_changed_images(shift=(0, 1, 2, 4, 8), rotation=(10, 20, 30, 90))
+CONDITIONS = {  # kind and amount of a corruption, by its name in a table
+    "as they are": ("shift", 0),
+    "noise 10": ("noise", 10),
+    "noise 20": ("noise", 20),
+    "noise 40": ("noise", 40),
+    "blur 1 px": ("blur", 1),
+    "blur 2 px": ("blur", 2),
+    "contrast ½": ("contrast", 0.5),
+    "contrast ¼": ("contrast", 0.75),
+    "JPEG 50": ("jpeg", 50),
+    "JPEG 20": ("jpeg", 80),
+    "rotation 30°": ("rotation", 30),
+    "shift 4 px": ("shift", 4),
+    "shift 8 px": ("shift", 8),
+}
+SHOWN = ("as they are", "shift 8 px", "rotation 30°", "noise 10", "noise 40", "blur 1 px", "contrast ¼", "JPEG 20")
 
 
-@table("network | as they are | noise 5 | noise 10 | noise 20 | blur 1 px | half the contrast | JPEG quality 50")
+@table("network", *SHOWN)
 def conditions():
-    return on_changed_images(noise=(0, 5, 10, 20), blur=[1], contrast=[0.5], jpeg=[50])
-
-
-def on_changed_images(**changes):
-    accuracies = [changed(kind, amount) for kind, amounts in changes.items() for amount in amounts]
     for name in NETWORKS:
-        yield f"`{name}` | {percent(*(accuracy[name] for accuracy in accuracies), digits=1)}"
+        yield f"`{name}` | {percent(*(changed(*CONDITIONS[title])[name] for title in SHOWN), digits=1)}"
+
+
+@table("test images | `vgg_improved` | `vgg_robust` without JPEG | `vgg_robust` | `vgg_robust`, three seeds")
+def robust():
+    for title, (kind, amount) in CONDITIONS.items():
+        report, others = changed(kind, amount), changed(kind, amount, OUTS / "robust")
+        without = others.pop("vgg_robust_without_jpeg/0")
+        seeds = [100 * report[ROBUST], *(100 * accuracy for accuracy in others.values())]
+        yield f"{title} | {percent(report[IMPROVED], without, report[ROBUST], digits=1)} | {spread(seeds, 1)}"
 
 
 @table(
     "the loss of `cnn2` is taken on | best epoch | lowest validation loss at epoch | validation | test | 95% interval",
-    "[calibration error](#are-its-probabilities-probabilities)",
+    "[calibration error](../outs/exercise_04/README.md#are-its-probabilities-probabilities)",
 )
 def softmax():
     folders = {"logits": RESULTS / "cnn2", "probabilities: softmax applied twice": OUTS / "softmax_twice"}
@@ -392,7 +397,7 @@ TABLES |= {experiment: lambda name=experiment: markdown(*compared(name)) for exp
 
 @table("network | this project | usual script | ratio | ratio, both in fp32 | relative to the floor")
 def speed():
-    for name, values in measured_speed("steps").items():
+    for name, values in measured("throughput.json")["steps"].items():
         ratios, times = values["ratios"], " | ".join(f"{time:.2f} ms" for time in step_times(values))
         fp32, floor = (ratios[each]["median"] for each in ("usual script / project fp32", "project / floor"))
         yield f"`{name}` | {times} | {with_range(ratios['usual script / project'])} | {fp32:.1f} | {floor:.2f}"
@@ -400,7 +405,7 @@ def speed():
 
 @table("network | batch size | microseconds an image | peak memory")
 def batch_sizes():
-    for name, batches in measured_speed("batches").items():
+    for name, batches in measured("throughput.json")["batches"].items():
         for size, values in batches.items():
             time, memory = with_range(values["microseconds an image"], 0), values["peak memory in MB"]
             yield f"`{name}` | {size.removeprefix('batch ')} | {time} | {memory:,} MB"
@@ -408,7 +413,7 @@ def batch_sizes():
 
 @table("network | threads | alone | beside a busy program | ratio")
 def busy():
-    for (name, values), threads in itertools.product(measured_speed("busy").items(), ("bound", "free")):
+    for (name, values), threads in itertools.product(measured("throughput.json")["busy"].items(), ("bound", "free")):
         alone, beside = (values["milliseconds"][f"{threads}, {state}"]["median"] for state in ("alone", "busy"))
         ratio = with_range(values["ratios"][f"busy / alone, {threads}"])
         yield f"`{name}` | {threads} | {alone:.2f} ms | {beside:.2f} ms | {ratio}"
@@ -420,96 +425,106 @@ def busy():
 def sources():
     """Yield the heading of a section, followed by numbers that its sentences may contain. Strings hold those that were
     chosen, defined or measured by others; the rest are values from the committed files, shares as fractions."""
-    train, validation, test = ({name: metrics_of(name)[split] for name in NETWORKS} for split in runs.SPLITS)
+    training, validation, test = ({name: metrics_of(name)[split] for name in NETWORKS} for split in runs.SPLITS)
     vgg, cnn2, dense = (test[name]["accuracy"] for name in ("vgg", "cnn2", "dense"))
-    improved, longer, minutes = of_seeds(IMPROVED), of_seeds(LONGER), of_seeds(IMPROVED, "minutes").mean()
+    improved, longer, robust = (of_seeds(run) for run in (IMPROVED, LONGER, ROBUST))
+    minutes = of_seeds(IMPROVED, "minutes").mean()
     deviations = [of_seeds(run).std(ddof=1) for run in SMALL]
     softmax_costs = of_seeds("cnn2") - of_seeds("softmax_twice")
-
-    yield "CIFAR-10 with convolutional networks", "60,000", improved.mean(), longer.mean(), minutes
-    yield "CIFAR-10 with convolutional networks", operations(LONGER) / operations(IMPROVED)
-    yield "Quick start", "3.10 80 170", cnn2, minutes
-    yield "What came out", "10 32 80 255 10,000", deviations, improved
+    lowest = [history_of(name)["validation_loss"].argmin() + 1 for name in BY_EXERCISE]
     new = {(row["model"], row["class"]): row for row in rows_of(OUTS / "new_photographs" / NEW_ACCURACY)}
-    yield (
-        "What came out",
-        new[IMPROVED, "all"]["pictures"],
-        *(new[IMPROVED, each]["accuracy"] for each in ("all", "dog")),
-    )
-    yield "What came out", [new[name, "all"]["test_accuracy"] - new[name, "all"]["accuracy"] for name in NETWORKS]
-    yield "What came out", softmax_costs, confidence_of("vgg"), confidence_of(IMPROVED), kept("shift", 8)
-    yield "What came out", [history_of(name)["validation_loss"].argmin() + 1 for name in BY_EXERCISE]
-    yield "What came out", [changed("noise", amount)[name] for amount in (0, 10) for name in ("dense", IMPROVED)]
-    yield "Use", "3"
+    lost = [new[name, "all"]["test_accuracy"] - new[name, "all"]["accuracy"] for name in NETWORKS]
+    pictures, twins, contested = new["dense", "all"]["pictures"], near_duplicates(), contested_labels()
+    costs_of_robustness = [improved.mean() - robust.mean(), improved[0] - robust[0]]
+    robust_minutes = of_seeds(ROBUST, "minutes")
+    speedups = [
+        values["ratios"]["usual script / project"]["median"] for values in measured("throughput.json")["steps"].values()
+    ]
+    gpu = measured("gpu.json")
+
+    # README.md
+    heading = "CIFAR-10 with convolutional networks"
+    yield heading, "60,000", improved.mean(), robust.mean(), minutes
+    yield "Quick start", "3.10 16 80 170", cnn2, minutes, robust_minutes, gpu[IMPROVED]["training seconds"]
+    heading = "What came out"
+    yield heading, "10 32 40 80 255 10,000", improved, pictures, lost, softmax_costs, lowest, costs_of_robustness
+    yield heading, [new[name, "all"]["accuracy"] for name in NETWORKS]
+    yield heading, confidence_of("vgg"), confidence_of(IMPROVED), kept("shift", 8)
+    yield heading, [changed("noise", amount)[name] for amount in (0, 10) for name in NETWORKS]
+    yield "Use", "3", speedups
     yield "Files", "25 5,000 10,000 45,000"
 
+    # The lab report
+    heading = "Lab report: CIFAR-10 with convolutional networks"
+    yield heading, "80", [test[name]["accuracy"] for name in NETWORKS], max(lowest), lost
+    yield heading, improved.mean(), changed("noise", 10)[IMPROVED], operations("vgg") / operations(IMPROVED)
     model, _ = models.load_model(RESULTS / "cnn2" / runs.BEST)
-    yield "Formalisation", "32 45,000", models.count_parameters(model), *(each.shape for each in model.parameters())
-    yield "Data", "6,000 60,000", model.mean, model.std
-    yield "Loss", "2.30 2.40 2.46 1.46 40 45 60 80 100", softmax_costs, of_seeds("softmax_twice")
-    for run in ("cnn2", "softmax_twice"):
-        curves = np.array([runs.read_history(folder)["validation_accuracy"] for folder in folders_of(run)])
-        yield "Loss", curves[0, 17], np.delete(curves[:, -1], 1).mean()  # without seed 1
-    losses = [row["validation_loss"] for row in rows_of(OUTS / "softmax_twice" / TRUE_LOSS)]
-    yield "Loss", min(losses), np.argmin(losses) + 1, losses[-1]
+    yield "Formalisation", "32 100 45,000", models.count_parameters(model), *(each.shape for each in model.parameters())
+    yield "Data", "6,000 50,000 60,000", model.mean, model.std
+    yield "Loss", "2.30 60", softmax_costs, of_seeds("softmax_twice")
     yield "Networks", "27 288"
     yield "Hyper-parameters", "0.01 32 80", max(max(of_seeds(run, "best_epoch")) for run in SMALL)
     yield "Training", "60 80", best_minus_last("cnn2").mean()
-
     yield "Evaluation", "25 45 50 55 60 70 2,000", *mistakes_by_kind()
     for column in METRIC_COLUMNS:
         values = [values[column] for values in test["cnn2"]["per_class"].values()]
         yield "Evaluation", min(values), max(values)
-    for true, predicted in ((3, 5), (5, 3)):  # cats and dogs
-        shares = confusion_matrices("cnn2")[:, true, predicted] / 1000
-        yield "Evaluation", min(shares), max(shares)
-
-    best = of_seeds("dense", "best_epoch")
-    gaps = np.concatenate([of_seeds(run, "validation_accuracy") - of_seeds(run) for run in BY_EXERCISE])
-    chance = np.sqrt(cnn2 * (1 - cnn2) * sum(1 / split["cnn2"]["samples"] for split in (validation, test)))
-    yield "The design feedback loop", of_seeds(LONGER).mean() - of_seeds("vgg_robust").mean()
-    yield "The design feedback loop", "20 28 32 40 64 128 256 512 3,072", deviations, cnn2, chance, min(best), max(best)
-    yield "The design feedback loop", sum(gaps > 0), len(gaps), history_of("vgg")["validation_accuracy"][27]
-    yield "The design feedback loop", metrics_of("vgg")["multiply_adds"] / metrics_of("cnn2")["multiply_adds"]
-    yield "What makes `vgg` better than `cnn2`?", "10 15 20", max(history_of("vgg")["validation_accuracy"][:20])
-
+    heading = "The design feedback loop"
+    yield heading, "20 28 32 40 64", deviations, of_seeds("cnn2").mean() - of_seeds("cnn1").mean()
+    yield heading, metrics_of("vgg")["multiply_adds"] / metrics_of("cnn2")["multiply_adds"]
     drops = occlusion("cnn2")
     yield "How does the model solve the problem?", likeness_to_start("cnn2"), drops[1].max(), drops[4].min()
-    yield "Are its probabilities probabilities?", "15 70 80 82 90 100", test["cnn2"]["loss"], test["vgg"]["loss"]
-    yield "Is there overfitting or underfitting?", train[IMPROVED]["accuracy"], test[IMPROVED]["accuracy"]
-
-    heading, every = "How could it be improved?", ablation.VARIANTS["without_skipping_easy_images"].recipe
-    yield heading, "0.36 10 12 25 28 40 60 80 82 94 96 100 320 50,000", history_of(IMPROVED)["seconds"].sum() / 60
-    yield heading, vgg, improved, improved.mean(), longer, longer.mean(), effect_of_seeds(LONGER, IMPROVED)
-    yield heading, [operations(run) for run in ("vgg", IMPROVED, LONGER)]
-    yield heading, [metrics_of(name)["multiply_adds"] / 1e6 for name in ("vgg", IMPROVED)]
-    yield heading, [occlusion(name)[:3].max(axis=(1, 2)) for name in ("cnn2", IMPROVED)]
-    yield heading, 1 - pflop(1, VARIANTS[IMPROVED].recipe) / pflop(1, every)
-    heading = "What does each part of it bring?"
-    yield heading, "6 10 20 28 80", validation["vgg"]["accuracy"]
-    yield heading, lost_by_noise("ablation", "vgg_by_this_recipe"), lost_by_noise("vgg_apart", "dropout")
-
-    heading, twins, contested = "How does it generalise to new data?", near_duplicates(), contested_labels()
-    judged = len(rows_of(EXPERIMENTS / "doubted_labels.csv"))
-    right = {name: evaluate.right_predictions(RESULTS / name) for name in NETWORKS}
+    yield "Are its probabilities probabilities?", "15 80 82 100", vgg, confidence_of("vgg"), confidence_of(IMPROVED)
+    last = min(history_of(name)["train_accuracy"][-1] for name in BY_EXERCISE)
+    yield "Is there overfitting or underfitting?", "80", last, [each[IMPROVED]["accuracy"] for each in (training, test)]
+    heading = "How could it be improved?"
+    yield heading, "10 15 82 100", operations("vgg"), operations(IMPROVED), history_of(IMPROVED)["seconds"].sum() / 60
+    yield heading, vgg, improved[0], improved.mean()
+    heading = "How does it generalise to new data?"
+    yield heading, "4 10 32 255 1,797", pictures, digits_taken_for_cats(), changed("noise", 10)[IMPROVED]
     best, worst = new[IMPROVED, "all"], new["dense", "all"]
-    yield heading, best["pictures"], *(best[column] - worst[column] for column in ("accuracy", "test_accuracy"))
+    yield heading, *(best[column] - worst[column] for column in ("accuracy", "test_accuracy"))
     yield heading, *(new[IMPROVED, "dog"][column] for column in ("accuracy", "test_accuracy"))
-    for row in rows_of(OUTS / "new_photographs" / NEW_CONFUSIONS, model=IMPROVED)[:3]:
-        yield heading, row["share"], row["test_share"]
-    yield heading, "4 10 20 32 255 1,797", cnn2, train["cnn2"]["accuracy"], digits_taken_for_cats(), len(twins)
-    yield heading, max(each.mean() - np.delete(each, twins).mean() for each in right.values())
-    yield heading, judged, len(contested), sum(~right[IMPROVED][contested])
-    yield "What is different from the dense model?", "20 3,072", cnn2 - dense
-    heading = "Is it invariant to translation and rotation?"
-    yield heading, "10 30 90", kept("shift", 8), kept("rotation", 30), kept("rotation", 90)
+    yield heading, test[IMPROVED]["accuracy"], costs_of_robustness
+    yield "What is different from the dense model?", "3,072", cnn2 - dense
+    yield "Is it invariant to translation and rotation?", "10 30", kept("shift", 8), kept("rotation", 30)
 
-    minutes = of_seeds("cnn2", "minutes")
-    yield "Experiments", "6 9 10 20 24 33 60 80 90 93", of_seeds("vgg_robust", "minutes")
-    yield "Experiments", minutes[:3], minutes[1:3].mean() / 2, len(twins), judged
-    machine, steps, run = (measured_speed(part, "gpu.json") for part in ("machine", "steps", IMPROVED))
-    yield "Speed", f"20 32 128 512 1,024 {machine['torch'][:4]}", run["training seconds"], run["test accuracy"]
-    yield "Speed", *map(step_times, steps.values())
+    # experiments/README.md
+    yield "Experiments", "6 9 10 15 16 20 33 60 80 90 93 255", deviations, softmax_costs, minutes
+    yield "Experiments", of_seeds("cnn2", "minutes")[0], robust_minutes, costs_of_robustness, speedups
+    heading, epochs = "How much does the seed decide?", of_seeds("dense", "best_epoch")
+    yield heading, "40", min(epochs), max(epochs), [best_minus_last(run).mean() for run in SMALL]
+    gaps = np.concatenate([of_seeds(run, "validation_accuracy") - of_seeds(run) for run in BY_EXERCISE])
+    chance = np.sqrt(cnn2 * (1 - cnn2) * sum(1 / split["cnn2"]["samples"] for split in (validation, test)))
+    yield heading, sum(gaps > 0), len(gaps), chance, cnn2, effect_of_seeds(LONGER, IMPROVED)
+    heading = "What does softmax applied twice cost?"
+    yield heading, "2.40 2.46 1.46 40 60 80 100", softmax_costs, of_seeds("softmax_twice")
+    for run in ("cnn2", "softmax_twice"):
+        curves = np.array([runs.read_history(folder)["validation_accuracy"] for folder in folders_of(run)])
+        yield heading, curves[0, 17], np.delete(curves[:, -1], 1).mean()  # without seed 1
+    losses = [row["validation_loss"] for row in rows_of(OUTS / "softmax_twice" / TRUE_LOSS)]
+    yield heading, min(losses), np.argmin(losses) + 1, losses[-1]
+    yield "What makes `vgg` better than `cnn2`?", "20", max(history_of("vgg")["validation_accuracy"][:20])
+    yield "Is 1e-4 fair to `dense`?", "20"
+    heading, every = (
+        "What does each part of the improved recipe bring?",
+        ablation.VARIANTS["without_skipping_easy_images"].recipe,
+    )
+    yield heading, "6 10 12 20 28 60 82 100", 1 - pflop(1, VARIANTS[IMPROVED].recipe) / pflop(1, every)
+    yield heading, [metrics_of(name)["multiply_adds"] / 1e6 for name in ("vgg", IMPROVED)]
+    yield heading, lost_by_noise("ablation", "vgg_by_this_recipe"), lost_by_noise("vgg_apart", "dropout")
+    yield "How was the improved recipe found?", "0.36 94 96 320 50,000"
+    yield "What makes a network robust?", "10 35 40 50 80", costs_of_robustness
+    yield "What do new photographs say?", "4", pictures
+    heading = "Which test images mislead?"
+    yield heading, "41", len(twins), len(contested), len(rows_of(EXPERIMENTS / "doubted_labels.csv"))
+    right = {name: evaluate.right_predictions(RESULTS / name) for name in NETWORKS}
+    yield heading, max(each.mean() - np.delete(each, twins).mean() for each in right.values())
+    yield heading, sum(~right[IMPROVED][contested])
+    heading = "How fast is the training, and why?"
+    yield heading, f"20 32 128 512 1,024 {gpu['machine']['torch'][:4]}", speedups, [*gpu[IMPROVED].values()][2:]
+    yield heading, *map(step_times, gpu["steps"].values())
+    yield "Does bf16 cost accuracy?", "16 20 32"
 
 
 def operations(run):
@@ -571,7 +586,7 @@ NUMBER = re.compile(r"(?<![\w.])(?<![A-Za-z]-)(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+
 UNIT = re.compile(
     rf"(?:(?:, | and | or | to |–){NUMBER.pattern})*(?: ?%| points?| epochs?| minutes?)"
 )  # may follow a list of numbers
-NO_PROSE = re.compile(r"`[^`]*`|\]\([^)]*\)|\$+[^$]*\$+|</?\w[^>]*>|\b(?:19|20)\d\d\b|95% interval")
+NO_PROSE = re.compile(r"`[^`]*`|\]\([^)]*\)|\$+[^$]*\$+|</?\w[^>]*>|\b(?:19|20)\d\d\b|arXiv:[\d.]+|95% interval")
 FENCED = re.compile(r"^ *```.*?^ *```", re.DOTALL | re.MULTILINE)
 MARKED = re.compile(r"(?P<start><!-- table: (?P<name>\w+) -->\n)(?P<rows>.*?)(?P<end><!-- end of table -->)", re.DOTALL)
 
@@ -622,11 +637,17 @@ def check_text(path, text, known):
         if heading != "References":
             yield from (f"{heading}: {number}" for number in stale_numbers(section, known.get(heading, [])))
     yield from (f"the link {link} is dead" for link in dead_links(path, text))
-    words = " ".join(text.replace("\\\n", "").split())
-    if words.count(f"--run-name {IMPROVED} ") != words.count(f"python train.py {ablation.COMMAND}"):
-        yield f"the command of {IMPROVED} is not that of the committed run"
+    for line in text.replace("\\\n", " ").splitlines():
+        if line.startswith("python train.py ") and "--run-name" in line:
+            arguments = train.parse_arguments(line.split()[2:])
+            if arguments.run_name in VARIANTS and trained_by(arguments) != VARIANTS[arguments.run_name].recipe:
+                yield f"the command of {arguments.run_name} is not that of the committed run"
     if path == README and (lines := len(text.splitlines())) > LONGEST_README:
         yield f"{lines} lines, more than {LONGEST_README}"
+
+
+def trained_by(arguments):
+    return Recipe(**given_settings(arguments))
 
 
 def check_runs(data_dir):
