@@ -317,7 +317,9 @@ def conditions():
         yield f"`{name}` | {percent(*(changed(*CONDITIONS[title])[name] for title in SHOWN), digits=1)}"
 
 
-@table("test images | `vgg_improved` | `vgg_robust` without JPEG | `vgg_robust` | `vgg_robust`, three seeds")
+@table(
+    "test images | `vgg_improved` | `vgg_robust` without JPEG | `vgg_robust` | `vgg_robust`, mean ± std of the seeds"
+)
 def robust():
     for title, (kind, amount) in CONDITIONS.items():
         report, others = changed(kind, amount), changed(kind, amount, OUTS / "robust")
@@ -515,7 +517,7 @@ def sources():
     yield heading, [metrics_of(name)["multiply_adds"] / 1e6 for name in ("vgg", IMPROVED)]
     yield heading, lost_by_noise("ablation", "vgg_by_this_recipe"), lost_by_noise("vgg_apart", "dropout")
     yield "How was the improved recipe found?", "0.36 94 96 320 50,000"
-    yield "What makes a network robust?", "10 35 40 50 80", costs_of_robustness
+    yield "What makes a network robust?", "10 20 28 30 35 40 50 80 90", costs_of_robustness, longer.mean()
     yield "What do new photographs say?", "4", pictures, [new[name, "all"]["accuracy"] for name in NETWORKS]
     heading = "Which test images mislead?"
     yield heading, "41", len(twins), len(contested), len(rows_of(EXPERIMENTS / "doubted_labels.csv"))
