@@ -190,12 +190,12 @@ def splits_of_cnn2():
         yield f"{name} | {percent(values['accuracy'], values['balanced_accuracy'], *macro)} | {values['loss']:.4f}"
 
 
-@table("network | layers | parameters | multiply-adds")
+@table("network: its layers | parameters | multiply-adds")
 def networks():
     for name in (*BY_EXERCISE, "vgg_fast"):
         model = models.build(models.MODELS[name])
         layers = ", ".join(map(short_name, model.layers))
-        yield f"`{name}` | {layers} | {models.count_parameters(model):,} | {models.multiply_adds(model):,}"
+        yield f"`{name}`: {layers} | {models.count_parameters(model):,} | {models.multiply_adds(model):,}"
 
 
 def short_name(layer):
