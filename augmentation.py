@@ -123,8 +123,8 @@ def warp(images, strengths, generator):
 
 
 def compress(images, strengths, generator):
-    """JPEG compression with a quality of 10 to 80: brightness, and colours at half the resolution, lose the precision
-    of the DCT coefficients of their blocks of 8x8 pixels. H and W are multiples of 16."""
+    """JPEG compression with a quality of 10 to 80: luma, and chroma at half the resolution, with the DCT coefficients
+    of each block of 8x8 pixels quantised. H and W are multiples of 16."""
     quality = 10 + 70 * strengths[0]
     scale = torch.where(quality < 50, 50 / quality, 2 - quality / 50)  # of the quantisation steps, as in libjpeg
     to_ycbcr = images.new_tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
@@ -138,7 +138,7 @@ def compress(images, strengths, generator):
 
 @functools.cache
 def quantisation_steps():
-    """The steps of JPEG's DCT coefficients for brightness and for colours at quality 50, float32 [2, 8, 8]."""
+    """JPEG's quantisation steps for luma and for chroma at quality 50, float32 [2, 8, 8], from Pillow."""
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "jpeg", quality=50)
     return torch.tensor(list(Image.open(file).quantization.values()), dtype=torch.float32).reshape(2, 8, 8)

@@ -439,10 +439,8 @@ def sources():
     pictures, twins, contested = new["dense", "all"]["pictures"], near_duplicates(), contested_labels()
     costs_of_robustness = [improved.mean() - robust.mean(), improved[0] - robust[0]]
     robust_minutes = of_seeds(ROBUST, "minutes")
-    speedups = [
-        values["ratios"]["usual script / project"]["median"] for values in measured("throughput.json")["steps"].values()
-    ]
-    gpu = measured("gpu.json")
+    gpu, steps = measured("gpu.json"), measured("throughput.json")["steps"].values()
+    speedups = [values["ratios"]["usual script / project"]["median"] for values in steps]
 
     # README.md
     heading = "CIFAR-10 with convolutional networks"
@@ -460,13 +458,8 @@ def sources():
     # The lab report
     heading = "Lab report: CIFAR-10 with convolutional networks"
     yield heading, "80", [test[name]["accuracy"] for name in NETWORKS], max(lowest), lost
-    yield (
-        heading,
-        improved.mean(),
-        robust.mean(),
-        changed("noise", 10)[IMPROVED],
-        operations("vgg") / operations(IMPROVED),
-    )
+    yield heading, improved.mean(), robust.mean(), operations("vgg") / operations(IMPROVED)
+    yield heading, changed("noise", 10)[IMPROVED]
     model, _ = models.load_model(RESULTS / "cnn2" / runs.BEST)
     yield "Formalisation", "32 100 45,000", models.count_parameters(model), *(each.shape for each in model.parameters())
     yield "Data", "6,000 50,000 60,000", model.mean, model.std
@@ -515,10 +508,8 @@ def sources():
     yield heading, min(losses), np.argmin(losses) + 1, losses[-1]
     yield "What makes `vgg` better than `cnn2`?", "20", max(history_of("vgg")["validation_accuracy"][:20])
     yield "Is 1e-4 fair to `dense`?", "20"
-    heading, every = (
-        "What does each part of the improved recipe bring?",
-        ablation.VARIANTS["without_skipping_easy_images"].recipe,
-    )
+    heading = "What does each part of the improved recipe bring?"
+    every = ablation.VARIANTS["without_skipping_easy_images"].recipe
     yield heading, "6 10 12 20 28 60 82 100", 1 - pflop(1, VARIANTS[IMPROVED].recipe) / pflop(1, every)
     yield heading, [metrics_of(name)["multiply_adds"] / 1e6 for name in ("vgg", IMPROVED)]
     yield heading, lost_by_noise("ablation", "vgg_by_this_recipe"), lost_by_noise("vgg_apart", "dropout")
@@ -649,14 +640,11 @@ def check_text(path, text, known):
     for line in text.replace("\\\n", " ").splitlines():
         if line.startswith("python train.py ") and "--run-name" in line:
             arguments = train.parse_arguments(line.split()[2:])
-            if arguments.run_name in VARIANTS and trained_by(arguments) != VARIANTS[arguments.run_name].recipe:
-                yield f"the command of {arguments.run_name} is not that of the committed run"
+            run, recipe = arguments.run_name, Recipe(**given_settings(arguments))
+            if run in VARIANTS and recipe != VARIANTS[run].recipe:
+                yield f"the command of {run} is not that of the committed run"
     if path == README and (lines := len(text.splitlines())) > LONGEST_README:
         yield f"{lines} lines, more than {LONGEST_README}"
-
-
-def trained_by(arguments):
-    return Recipe(**given_settings(arguments))
 
 
 def check_runs(data_dir):
